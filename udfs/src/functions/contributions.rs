@@ -1,0 +1,146 @@
+//! `ae_contributions`: which features make up the error of a row.
+
+use std::sync::{Arc, LazyLock};
+
+use datafusion::arrow::array::{
+    ArrayRef, Float64Array, ListArray, StringArray, StructArray, UInt64Array, new_null_array,
+};
+use datafusion::arrow::buffer::OffsetBuffer;
+use datafusion::arrow::compute::{cast, concat, take};
+use datafusion::arrow::datatypes::{DataType, Field, Fields};
+use datafusion::error::Result;
+use datafusion::logical_expr::Documentation;
+
+use super::{Call, Function, over_features};
+use crate::matrix::Form;
+use crate::model::Model;
+use crate::model::contract::Contract;
+use crate::model::metadata::Role;
+use crate::model::runtime::Element;
+use crate::score::{Wanted, score};
+
+static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
+    let gives = "What each feature adds to the reconstruction error of a row, largest first: a list of structs of feature, value, \
+                 expected (the reconstruction), error (they sum to ae_error; for the metric rmse to its square) and share (they sum to 1).";
+    over_features("ae_contributions", gives)
+        .with_sql_example("SELECT id, ae_contributions('pumps')[1]['feature'] FROM readings")
+        .with_related_udf("ae_error")
+        .build()
+});
+
+/// See [`DOCUMENTATION`].
+#[derive(Debug)]
+pub(crate) struct Contributions;
+
+/// `List<Struct<feature, value, expected, error, share>>`; `value` and `expected` are numbers, or text for a model that
+/// also reads strings.
+fn list_of(entry: Fields) -> DataType {
+    DataType::List(Arc::new(Field::new_list_field(DataType::Struct(entry), true)))
+}
+
+fn fields(contract: &Contract) -> Fields {
+    match contract.inputs.iter().any(|input| input.element == Element::String) {
+        true => entry(DataType::Utf8),
+        false => entry(DataType::Float64),
+    }
+}
+
+fn entry(value: DataType) -> Fields {
+    Fields::from(vec![
+        Field::new("feature", DataType::Utf8, false),
+        Field::new("value", value.clone(), true),
+        Field::new("expected", value, true),
+        Field::new("error", DataType::Float64, true),
+        Field::new("share", DataType::Float64, true),
+    ])
+}
+
+impl Function for Contributions {
+    fn name(&self) -> &'static str {
+        "ae_contributions"
+    }
+
+    fn documentation(&self) -> &'static Documentation {
+        &DOCUMENTATION
+    }
+
+    fn shown_type(&self) -> DataType {
+        list_of(entry(DataType::Float64))
+    }
+
+    fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
+        let contract = model.contract();
+        contract.require_error()?;
+        contract.require_error_features()?;
+        Ok(list_of(fields(contract)))
+    }
+
+    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
+        let contract = call.model.contract();
+        let (n, width) = (call.rows.len(), contract.features.len());
+        let roles: Vec<Role> =
+            contract.tensor(Role::Reconstruction).map(|_| Role::Reconstruction).into_iter().collect();
+        let wanted = Wanted { roles, error: false, parts: true };
+        let mut scores = score(call.model, call.rows, &wanted, call.block_rows)?;
+        let fields = fields(contract);
+        let value_type = fields[1].data_type();
+        // column after column: the value of row r and feature f stands at f·n + r
+        let columns = |column: &dyn Fn(usize) -> Result<ArrayRef>| -> Result<ArrayRef> {
+            let columns = (0..width).map(|i| Ok(cast(&column(i)?, value_type)?)).collect::<Result<Vec<_>>>()?;
+            Ok(concat(&columns.iter().map(AsRef::as_ref).collect::<Vec<_>>())?)
+        };
+        let values = columns(&|i| call.rows.feature(i, width))?;
+        let expected = match scores.matrices.is_empty() {
+            true => new_null_array(value_type, n * width),
+            false => {
+                let reconstruction = scores.take()?;
+                columns(&|i| Ok(reconstruction.values.column(i, width)))?
+            }
+        };
+        let is_valid = |row: usize| scores.valid.as_ref().is_none_or(|valid| valid.is_valid(row));
+        let mut ranked = Ranked::default();
+        let lengths = OffsetBuffer::from_lengths((0..n).map(|row| if is_valid(row) { width } else { 0 }));
+        for row in (0..n).filter(|row| is_valid(*row)) {
+            ranked.push(row, n, &scores.parts[row * width..(row + 1) * width]);
+        }
+        let names = StringArray::from_iter_values(contract.features.iter().map(|feature| feature.name.as_str()));
+        let entries = StructArray::try_new(
+            fields.clone(),
+            vec![
+                take(&names, &UInt64Array::from(ranked.features), None)?,
+                take(&values, &UInt64Array::from(ranked.places.clone()), None)?,
+                take(&expected, &UInt64Array::from(ranked.places), None)?,
+                Arc::new(Float64Array::from(ranked.errors)),
+                Arc::new(Float64Array::from(ranked.shares)),
+            ],
+            None,
+        )?;
+        let item = Arc::new(Field::new_list_field(DataType::Struct(fields), true));
+        Ok(Arc::new(ListArray::try_new(item, lengths, Arc::new(entries), scores.valid)?))
+    }
+}
+
+/// Entries of all rows, one after the other.
+#[derive(Debug, Default)]
+struct Ranked {
+    features: Vec<u64>,
+    places: Vec<u64>,
+    errors: Vec<f64>,
+    shares: Vec<Option<f64>>,
+}
+
+impl Ranked {
+    fn push(&mut self, row: usize, n: usize, parts: &[f64]) {
+        let total: f64 = parts.iter().sum();
+        let mut order: Vec<usize> = (0..parts.len()).collect();
+        // equal parts stay in the model's order
+        order.sort_by(|a, b| parts[*b].total_cmp(&parts[*a]));
+        for feature in order {
+            self.features.push(feature as u64);
+            self.places.push((feature * n + row) as u64);
+            self.errors.push(parts[feature]);
+            // a perfect reconstruction has nothing to share out
+            self.shares.push((total > 0.0).then(|| parts[feature] / total));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `ae_decode`: a reconstruction from a code.
+
+use std::sync::LazyLock;
+
+use datafusion::arrow::array::ArrayRef;
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+use datafusion::logical_expr::Documentation;
+
+use super::{Call, Function, SECTION};
+use crate::matrix::{Form, list_array, list_type};
+use crate::model::Model;
+use crate::model::metadata::Feature;
+use crate::score::decode;
+
+static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
+    let gives = "The reconstruction that the decoder makes of a code, a list of Float32. The encoder does not run.";
+    Documentation::builder(SECTION, gives, "ae_decode(['model',] code)")
+        .with_argument(
+            "model",
+            "Name of the model, or name@version. Without it: ae.default_model, or the only model of the store.",
+        )
+        .with_argument("code", "One list of numbers, as ae_encode gives it, or one column for each number.")
+        .with_sql_example("SELECT ae_decode('pumps', ae_encode('pumps')) FROM readings")
+        .with_related_udf("ae_encode")
+        .build()
+});
+
+/// See [`DOCUMENTATION`].
+#[derive(Debug)]
+pub(crate) struct Decode;
+
+impl Function for Decode {
+    fn name(&self) -> &'static str {
+        "ae_decode"
+    }
+
+    fn documentation(&self) -> &'static Documentation {
+        &DOCUMENTATION
+    }
+
+    fn arguments(&self, model: &Model) -> Result<Vec<Feature>> {
+        let width = model.contract().require_decoder()?.width();
+        Ok((0..width).map(|i| Feature::named(format!("code[{}]", i + 1))).collect())
+    }
+
+    fn binds_by_name(&self) -> bool {
+        false
+    }
+
+    fn check(&self, model: &Model, form: &Form) -> Result<()> {
+        let width = self.arguments(model)?.len();
+        let is_number =
+            |data_type: &DataType| data_type.is_numeric() || matches!(data_type, DataType::Null | DataType::Boolean);
+        match form {
+            Form::List(DataType::FixedSizeList(_, found)) if usize::try_from(*found) != Ok(width) => {
+                plan_err!("needs a code of {width} numbers (model {model}), found a list of {found}")
+            }
+            Form::List(DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item))
+                if is_number(item.data_type()) =>
+            {
+                Ok(())
+            }
+            Form::Columns(fields)
+                if fields.len() == width && fields.iter().all(|field| is_number(field.data_type())) =>
+            {
+                Ok(())
+            }
+            Form::Columns(fields) if fields.len() != width => {
+                plan_err!("needs a code of {width} numbers (model {model}), found {}", fields.len())
+            }
+            _ => plan_err!("needs a code of {width} numbers (model {model}): one list, or one column each"),
+        }
+    }
+
+    fn shown_type(&self) -> DataType {
+        DataType::new_list(DataType::Float32, true)
+    }
+
+    fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
+        Ok(list_type(model.contract().features.len()))
+    }
+
+    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
+        let mut scores = decode(call.model, call.rows, call.block_rows)?;
+        let reconstruction = scores.take()?;
+        list_array(reconstruction.values.into_f32(), reconstruction.width, scores.valid)
+    }
+}

@@ -1,0 +1,49 @@
+//! `ae_encode`: the code.
+
+use std::sync::LazyLock;
+
+use datafusion::arrow::array::ArrayRef;
+use datafusion::arrow::datatypes::DataType;
+use datafusion::error::Result;
+use datafusion::logical_expr::Documentation;
+
+use super::{Call, Function, over_features};
+use crate::matrix::{Form, list_array, list_type};
+use crate::model::Model;
+use crate::model::metadata::Role;
+use crate::score::{Wanted, score};
+
+static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
+    over_features("ae_encode", "The code (bottleneck activations) of each row, a list of Float32.")
+        .with_sql_example("SELECT id, ae_encode('pumps') FROM readings")
+        .with_related_udf("ae_decode")
+        .build()
+});
+
+/// See [`DOCUMENTATION`].
+#[derive(Debug)]
+pub(crate) struct Encode;
+
+impl Function for Encode {
+    fn name(&self) -> &'static str {
+        "ae_encode"
+    }
+
+    fn documentation(&self) -> &'static Documentation {
+        &DOCUMENTATION
+    }
+
+    fn shown_type(&self) -> DataType {
+        DataType::new_list(DataType::Float32, true)
+    }
+
+    fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
+        Ok(list_type(model.contract().require(Role::Code)?.width()))
+    }
+
+    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
+        let mut scores = score(call.model, call.rows, &Wanted::roles([Role::Code]), call.block_rows)?;
+        let code = scores.take()?;
+        list_array(code.values.into_f32(), code.width, scores.valid)
+    }
+}

@@ -1,0 +1,163 @@
+//! `ae_reconstruct`: the input as the autoencoder gives it back.
+
+use std::sync::{Arc, LazyLock};
+
+use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, Float64Array, StructArray};
+use datafusion::arrow::buffer::NullBuffer;
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{DataType, Field, Fields, Float64Type};
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+use datafusion::logical_expr::Documentation;
+
+use super::{Call, Function, over_features};
+use crate::matrix::{Form, list_array, list_type};
+use crate::model::Model;
+use crate::model::metadata::Role;
+use crate::score::{Matrix, Wanted, score};
+
+static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
+    let gives = "The reconstruction of each row, in the units of the input. A list gives a list of Float32; columns or a struct \
+                 give a struct with the features' names and the columns' types.";
+    over_features("ae_reconstruct", gives)
+        .with_sql_example("SELECT id, r['flow'] FROM (SELECT id, ae_reconstruct('pumps') AS r FROM readings)")
+        .with_alternative_syntax("ae_denoise(['model'] [, features])")
+        .with_related_udf("ae_encode")
+        .build()
+});
+
+/// See [`DOCUMENTATION`].
+#[derive(Debug)]
+pub(crate) struct Reconstruct;
+
+impl Function for Reconstruct {
+    fn name(&self) -> &'static str {
+        "ae_reconstruct"
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["ae_denoise"]
+    }
+
+    fn documentation(&self) -> &'static Documentation {
+        &DOCUMENTATION
+    }
+
+    fn shown_type(&self) -> DataType {
+        DataType::new_list(DataType::Float32, true)
+    }
+
+    fn data_type(&self, model: &Model, form: &Form) -> Result<DataType> {
+        reconstruction_type(model, form)
+    }
+
+    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
+        let mut scores = score(call.model, call.rows, &Wanted::roles([Role::Reconstruction]), call.block_rows)?;
+        let reconstruction = scores.take()?;
+        reconstruction_array(call, reconstruction, scores.valid)
+    }
+}
+
+/// Type of a reconstruction: a list for a list, else a struct of the source columns.
+///
+/// # Errors
+/// A planning error if the model has no reconstruction in the units of the input.
+pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType> {
+    let contract = model.contract();
+    contract.require(Role::Reconstruction)?;
+    if let Form::List(_) = form {
+        return Ok(list_type(contract.features.len()));
+    }
+    let field = |(feature, found): (&crate::model::metadata::Feature, Option<DataType>)| {
+        let data_type = match found.or_else(|| feature.data_type()) {
+            None | Some(DataType::Null) => DataType::Float32,
+            Some(DataType::Dictionary(_, value)) => *value,
+            Some(data_type) => data_type,
+        };
+        match data_type.is_numeric() || data_type == DataType::Boolean {
+            true => Ok(Field::new(&feature.name, data_type, true)),
+            false => plan_err!(
+                "feature \"{}\" is {data_type}, and the reconstruction of model {model} holds numbers",
+                feature.name
+            ),
+        }
+    };
+    let fields =
+        contract.features.iter().zip(form.data_types(&contract.features)).map(field).collect::<Result<Fields>>()?;
+    Ok(DataType::Struct(fields))
+}
+
+/// A reconstruction as the type of [`reconstruction_type`].
+pub(super) fn reconstruction_array(
+    call: &Call<'_>,
+    reconstruction: Matrix,
+    valid: Option<NullBuffer>,
+) -> Result<ArrayRef> {
+    let DataType::Struct(fields) = reconstruction_type(call.model, call.form)? else {
+        return list_array(reconstruction.values.into_f32(), reconstruction.width, valid);
+    };
+    let column = |(index, field): (usize, &Arc<Field>)| {
+        source_typed(&reconstruction.values.column(index, reconstruction.width), field.data_type())
+    };
+    let columns = fields.iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
+    Ok(Arc::new(StructArray::try_new(fields, columns, valid)?))
+}
+
+/// Numbers as a source type: whole numbers are rounded and kept in range, a boolean is true from 0.5 up, NaN is null
+/// where the type has none.
+fn source_typed(values: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
+    if to.is_floating() {
+        return Ok(cast(values, to)?);
+    }
+    let values = cast(values, &DataType::Float64)?;
+    let values = values.as_primitive::<Float64Type>();
+    let given = |value: f64| (!value.is_nan()).then_some(value);
+    if *to == DataType::Boolean {
+        let booleans: BooleanArray =
+            values.values().iter().map(|value| given(*value).map(|value| value >= 0.5)).collect();
+        return Ok(Arc::new(booleans));
+    }
+    let (low, high) = whole_range(to);
+    let rounded: Float64Array = values
+        .values()
+        .iter()
+        .map(|value| given(*value).map(|value| if to.is_integer() { value.round().clamp(low, high) } else { value }))
+        .collect();
+    Ok(cast(&rounded, to)?)
+}
+
+/// Smallest and largest `f64` that an integer type holds.
+fn whole_range(data_type: &DataType) -> (f64, f64) {
+    const BELOW_2_63: f64 = 9_223_372_036_854_774_784.0;
+    const BELOW_2_64: f64 = 18_446_744_073_709_549_568.0;
+    match data_type {
+        DataType::Int8 => (f64::from(i8::MIN), f64::from(i8::MAX)),
+        DataType::Int16 => (f64::from(i16::MIN), f64::from(i16::MAX)),
+        DataType::Int32 => (f64::from(i32::MIN), f64::from(i32::MAX)),
+        DataType::UInt8 => (0.0, f64::from(u8::MAX)),
+        DataType::UInt16 => (0.0, f64::from(u16::MAX)),
+        DataType::UInt32 => (0.0, f64::from(u32::MAX)),
+        DataType::UInt64 => (0.0, BELOW_2_64),
+        _ => (-9_223_372_036_854_775_808.0, BELOW_2_63),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use datafusion::arrow::datatypes::{Int8Type, Int64Type, UInt64Type};
+
+    #[test]
+    fn whole_numbers_are_rounded_and_stay_in_range() {
+        let values: ArrayRef = Arc::new(Float64Array::from(vec![-1e30, -1.5, 0.4, 126.6, 1e30, f64::NAN]));
+        let bytes = source_typed(&values, &DataType::Int8).unwrap();
+        let expected = [Some(-128), Some(-2), Some(0), Some(127), Some(127), None];
+        assert_eq!(bytes.as_primitive::<Int8Type>().iter().collect::<Vec<_>>(), expected);
+        let longs = source_typed(&values, &DataType::Int64).unwrap();
+        assert_eq!(longs.as_primitive::<Int64Type>().value(0), i64::MIN);
+        let unsigned = source_typed(&values, &DataType::UInt64).unwrap();
+        assert_eq!(unsigned.as_primitive::<UInt64Type>().value(0), 0);
+        assert_eq!(unsigned.null_count(), 1);
+    }
+}

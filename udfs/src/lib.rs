@@ -1,0 +1,111 @@
+//! Autoencoders as SQL functions for Apache DataFusion, run by ONNX Runtime.
+//!
+//! An application registers the functions once:
+//!
+//! ```no_run
+//! use aefusion_udfs::model::{catalog::Models, store::ModelStore};
+//! use aefusion_udfs::sql::SessionContextExt;
+//! use datafusion::prelude::SessionContext;
+//!
+//! # async fn run() -> datafusion::error::Result<()> {
+//! let session = SessionContext::new();
+//! aefusion_udfs::register_all(&session, Models::new(ModelStore::open("models")?))?;
+//! session.ae_sql("CREATE MODEL pumps OPTIONS (model_type = 'onnx', model_path = 'pumps.onnx')").await?;
+//! session.ae_sql("SELECT id, ae_error('pumps') FROM readings").await?.show().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | what | where |
+//! | --- | --- |
+//! | what a model file must hold | [`model::contract`] |
+//! | names and versions of models | [`model::store`], [`model::catalog`] |
+//! | finding ONNX Runtime | [`model::runtime`] |
+//! | statements (`CREATE MODEL` …) | [`sql`] |
+//! | settings (`SET ae.…`) | [`config`] |
+
+mod bind;
+mod blocking;
+pub mod config;
+mod functions;
+mod matrix;
+pub mod model;
+mod narrow;
+mod near;
+mod score;
+pub mod sql;
+mod tables;
+
+use std::sync::Arc;
+
+use datafusion::catalog::TableFunction;
+use datafusion::error::Result;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::ScalarUDF;
+use datafusion::prelude::SessionContext;
+
+pub use bind::BindModels;
+use config::AeOptions;
+use functions::ModelFunction;
+use model::catalog::Models;
+use sql::OnnxFunctions;
+use tables::{FeatureTable, ModelTable};
+
+/// The scalar functions (`ae_encode` …) over some models.
+pub fn scalar_functions(models: &Models, options: &AeOptions) -> Vec<Arc<ScalarUDF>> {
+    let udf = |function| Arc::new(ModelFunction::new(function, models.clone(), options.clone()).into_udf());
+    functions::all().into_iter().map(udf).collect()
+}
+
+/// The table functions (`ae_models` …) over some models.
+pub fn table_functions(models: &Models) -> Vec<Arc<TableFunction>> {
+    vec![
+        Arc::new(TableFunction::new("ae_models".to_owned(), Arc::new(ModelTable(models.clone())))),
+        Arc::new(TableFunction::new("ae_features".to_owned(), Arc::new(FeatureTable(models.clone())))),
+    ]
+}
+
+/// Adds everything to a session that exists already: functions, table functions, settings, the rule that binds columns
+/// by name, `CREATE FUNCTION … LANGUAGE ONNX`.
+///
+/// # Errors
+/// An error if the session's functions cannot be changed.
+pub fn register_all(session: &SessionContext, models: Models) -> Result<()> {
+    let state = session.state_ref();
+    let mut state = state.write();
+    let options = AeOptions::of(state.config_options());
+    state.config_mut().options_mut().extensions.insert(options.clone());
+    state.config_mut().set_extension(Arc::new(models.clone()));
+    for function in scalar_functions(&models, &options) {
+        datafusion::execution::FunctionRegistry::register_udf(&mut *state, function)?;
+    }
+    for function in table_functions(&models) {
+        state.register_udtf(function.name(), Arc::clone(function.function()));
+    }
+    state.add_analyzer_rule(Arc::new(BindModels));
+    if state.function_factory().is_none() {
+        state.set_function_factory(Arc::new(OnnxFunctions { models }));
+    }
+    Ok(())
+}
+
+/// Autoencoders for a session that is being built.
+pub trait SessionStateBuilderExt {
+    /// Adds everything that [`register_all`] adds.
+    #[must_use]
+    fn with_autoencoders(self, models: Models) -> Self;
+}
+
+impl SessionStateBuilderExt for SessionStateBuilder {
+    fn with_autoencoders(mut self, models: Models) -> Self {
+        let config = self.config().get_or_insert_default();
+        let options = AeOptions::of(config.options());
+        config.options_mut().extensions.insert(options.clone());
+        config.set_extension(Arc::new(models.clone()));
+        self.scalar_functions().get_or_insert_default().extend(scalar_functions(&models, &options));
+        let tables = table_functions(&models).into_iter().map(|function| (function.name().to_owned(), function));
+        self.table_functions().get_or_insert_default().extend(tables);
+        self.function_factory().get_or_insert_with(|| Arc::new(OnnxFunctions { models }));
+        self.with_analyzer_rule(Arc::new(BindModels))
+    }
+}

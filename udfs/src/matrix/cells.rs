@@ -1,0 +1,235 @@
+//! Values of one input tensor, and blocks of their rows.
+
+use std::ops::Range;
+
+use datafusion::arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
+use datafusion::arrow::buffer::{NullBuffer, ScalarBuffer};
+use datafusion::arrow::datatypes::{
+    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use datafusion::common::exec_err;
+use datafusion::error::Result;
+use half::f16;
+
+use super::cast;
+use crate::model::metadata::NullPolicy;
+use crate::model::runtime::{Element, Input};
+
+/// Rows that are moved together when columns become rows: their part of the result stays in the first-level cache.
+const TILE_ROWS: usize = 64;
+
+macro_rules! natives {
+    ($($kind:ident: $arrow:ty),*) => {
+        /// Values of one input tensor for all rows, in its element type.
+        #[derive(Debug)]
+        pub(crate) enum Cells {
+            $($kind(Layout<<$arrow as ArrowPrimitiveType>::Native>),)*
+            Bool(Vec<bool>, usize),
+            String(Vec<String>, usize),
+        }
+
+        /// Where blocks are put together; reused from block to block.
+        #[derive(Debug)]
+        pub(crate) enum Block {
+            $($kind(Vec<<$arrow as ArrowPrimitiveType>::Native>),)*
+            Bool(Vec<bool>),
+            String(Vec<String>),
+        }
+
+        impl Cells {
+            /// Cells whose rows stand together in `values`.
+            pub(crate) fn packed(values: &ArrayRef, element: Element, width: usize, policy: NullPolicy) -> Result<Self> {
+                Ok(match element {
+                    $(Element::$kind => Self::$kind(Layout::packed(number::<$arrow>(values)?, width, null_value(policy))),)*
+                    Element::Bool => Self::Bool(booleans(values)?, width),
+                    Element::String => Self::String(strings(values)?, width),
+                })
+            }
+
+            /// Cells whose columns are arrays of their own.
+            pub(crate) fn columns(columns: &[ArrayRef], element: Element, policy: NullPolicy) -> Result<Self> {
+                Ok(match element {
+                    $(Element::$kind => {
+                        let columns = columns.iter().map(|column| number::<$arrow>(column)).collect::<Result<_>>()?;
+                        Self::$kind(Layout::Columns(columns, null_value(policy)))
+                    })*
+                    Element::Bool => Self::Bool(interleave(columns, booleans)?, columns.len()),
+                    Element::String => Self::String(interleave(columns, strings)?, columns.len()),
+                })
+            }
+
+            /// An empty block of this element type.
+            pub(crate) fn new_block(&self) -> Block {
+                match self {
+                    $(Self::$kind(_) => Block::$kind(Vec::new()),)*
+                    Self::Bool(..) => Block::Bool(Vec::new()),
+                    Self::String(..) => Block::String(Vec::new()),
+                }
+            }
+
+            /// The rows of a range, followed by zeros up to `padded` rows; without a copy where they stand like that
+            /// in memory.
+            ///
+            /// # Errors
+            /// An internal error if `block` was made for other cells.
+            pub(crate) fn block<'a>(&'a self, rows: Range<usize>, padded: usize, block: &'a mut Block) -> Result<Input<'a>> {
+                match (self, block) {
+                    $((Self::$kind(layout), Block::$kind(block)) => Ok(Input::$kind(layout.block(rows, padded, block))),)*
+                    (Self::Bool(values, width), Block::Bool(block)) => Ok(Input::Bool(padded_copy(values, *width, rows, padded, block))),
+                    (Self::String(values, width), Block::String(block)) => Ok(Input::String(padded_copy(values, *width, rows, padded, block))),
+                    _ => exec_err!("a block of another element type"),
+                }
+            }
+        }
+    };
+}
+natives!(
+    Float16: Float16Type, Float32: Float32Type, Float64: Float64Type, Int8: Int8Type, Int16: Int16Type,
+    Int32: Int32Type, Int64: Int64Type, UInt8: UInt8Type, UInt16: UInt16Type, UInt32: UInt32Type, UInt64: UInt64Type
+);
+
+/// Values of one array with the places of its nulls.
+#[derive(Debug)]
+pub(crate) struct Column<T: Number> {
+    values: ScalarBuffer<T>,
+    nulls: Option<NullBuffer>,
+}
+
+/// How cells stand in memory.
+#[derive(Debug)]
+pub(crate) enum Layout<T: Number> {
+    /// Row after row, nulls already replaced.
+    Packed(ScalarBuffer<T>, usize),
+    /// Column after column; nulls read as the value.
+    Columns(Vec<Column<T>>, T),
+}
+
+/// A number that a tensor can hold.
+pub(crate) trait Number: datafusion::arrow::datatypes::ArrowNativeType {
+    /// What a null reads as where the graph fills it in: NaN where there is one.
+    const MISSING: Self;
+}
+
+macro_rules! missing {
+    ($($native:ty = $value:expr),*) => { $(impl Number for $native { const MISSING: Self = $value; })* };
+}
+missing!(
+    f16 = f16::NAN,
+    f32 = f32::NAN,
+    f64 = f64::NAN,
+    i8 = 0,
+    i16 = 0,
+    i32 = 0,
+    i64 = 0,
+    u8 = 0,
+    u16 = 0,
+    u32 = 0,
+    u64 = 0
+);
+
+fn null_value<T: Number>(policy: NullPolicy) -> T {
+    match policy {
+        NullPolicy::Impute => T::MISSING,
+        NullPolicy::Propagate => T::default(),
+    }
+}
+
+impl<T: Number> Layout<T> {
+    fn packed(column: Column<T>, width: usize, null: T) -> Self {
+        let Some(nulls) = &column.nulls else { return Self::Packed(column.values, width) };
+        let replaced =
+            column.values.iter().zip(nulls.iter()).map(|(value, valid)| if valid { *value } else { null }).collect();
+        Self::Packed(replaced, width)
+    }
+
+    fn block<'a>(&'a self, rows: Range<usize>, padded: usize, block: &'a mut Vec<T>) -> &'a [T] {
+        match self {
+            Self::Packed(values, width) => padded_copy(values, *width, rows, padded, block),
+            Self::Columns(columns, null) => {
+                transpose(columns, *null, rows, padded, block);
+                block
+            }
+        }
+    }
+}
+
+fn padded_copy<'a, T: Clone + Default>(
+    values: &'a [T],
+    width: usize,
+    rows: Range<usize>,
+    padded: usize,
+    block: &'a mut Vec<T>,
+) -> &'a [T] {
+    let given = &values[rows.start * width..rows.end * width];
+    if rows.len() == padded {
+        return given;
+    }
+    block.clear();
+    block.extend_from_slice(given);
+    block.resize(padded * width, T::default());
+    block
+}
+
+fn transpose<T: Number>(columns: &[Column<T>], null: T, rows: Range<usize>, padded: usize, block: &mut Vec<T>) {
+    let width = columns.len();
+    block.resize(padded * width, T::default());
+    for start in rows.clone().step_by(TILE_ROWS) {
+        let tile = start..(start + TILE_ROWS).min(rows.end);
+        let into = &mut block[(tile.start - rows.start) * width..(tile.end - rows.start) * width];
+        for (j, column) in columns.iter().enumerate() {
+            let values = &column.values[tile.clone()];
+            match &column.nulls {
+                None => into.chunks_exact_mut(width).zip(values).for_each(|(row, value)| row[j] = *value),
+                Some(nulls) => {
+                    for ((row, value), index) in into.chunks_exact_mut(width).zip(values).zip(tile.clone()) {
+                        row[j] = if nulls.is_valid(index) { *value } else { null };
+                    }
+                }
+            }
+        }
+    }
+    block[rows.len() * width..].fill(T::default());
+}
+
+fn number<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<Column<T::Native>>
+where
+    T::Native: Number,
+{
+    // Arrow has no cast of these to f16
+    let via = match array.data_type() {
+        DataType::Boolean | DataType::Decimal128(..) | DataType::Decimal256(..)
+            if T::DATA_TYPE == DataType::Float16 =>
+        {
+            &cast(array, &DataType::Float32)?
+        }
+        DataType::Null => &datafusion::arrow::array::new_null_array(&T::DATA_TYPE, array.len()),
+        _ => array,
+    };
+    let cast = cast(via, &T::DATA_TYPE)?;
+    let numbers = cast.as_primitive::<T>();
+    Ok(Column {
+        values: numbers.values().clone(),
+        nulls: numbers.nulls().filter(|nulls| nulls.null_count() > 0).cloned(),
+    })
+}
+
+fn booleans(array: &ArrayRef) -> Result<Vec<bool>> {
+    let cast = cast(array, &DataType::Boolean)?;
+    Ok(cast.as_boolean().iter().map(|value| value.unwrap_or_default()).collect())
+}
+
+fn strings(array: &ArrayRef) -> Result<Vec<String>> {
+    let cast = cast(array, &DataType::Utf8)?;
+    Ok(cast.as_string::<i32>().iter().map(|value| value.unwrap_or_default().to_owned()).collect())
+}
+
+fn interleave<T: Default>(columns: &[ArrayRef], read: impl Fn(&ArrayRef) -> Result<Vec<T>>) -> Result<Vec<T>> {
+    let mut columns = columns.iter().map(|column| read(column).map(Vec::into_iter)).collect::<Result<Vec<_>>>()?;
+    let rows = columns.first().map_or(0, ExactSizeIterator::len);
+    let mut values = Vec::with_capacity(rows * columns.len());
+    for _ in 0..rows {
+        values.extend(columns.iter_mut().map(|column| column.next().unwrap_or_default()));
+    }
+    Ok(values)
+}

@@ -1,0 +1,220 @@
+//! Models: what a file holds, running it, and the store of names and versions.
+
+pub mod catalog;
+pub mod contract;
+pub mod metadata;
+mod onnx;
+mod pool;
+pub mod runtime;
+pub mod store;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use contract::{Contract, PROBE_ROWS, TensorSpec};
+use metadata::{Metadata, Role};
+pub use onnx::Limits;
+use onnx::proto::ModelProto;
+use onnx::{Cut, cut, declare, encode, merge, parse};
+use pool::Pool;
+use store::ModelName;
+
+/// Rows are padded to a multiple of this, so that a row meets the same arithmetic whatever rows stand beside it.
+pub(crate) const ROW_MULTIPLE: usize = PROBE_ROWS;
+
+/// Where a run starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Start {
+    /// At the features.
+    Features,
+    /// At the code: only the decoder runs.
+    Code,
+}
+
+/// Sessions by the part of the graph that they run: where it starts, and what it computes.
+type Pools = HashMap<(Start, Vec<String>), Arc<Pool>>;
+
+/// An autoencoder, ready to run. Two models are equal if their files are.
+pub struct Model {
+    name: ModelName,
+    version: u64,
+    sha256: [u8; 32],
+    bytes: Bytes,
+    graph: ModelProto,
+    metadata: Metadata,
+    contract: Contract,
+    pools: Mutex<Pools>,
+}
+
+impl Model {
+    /// Reads a file and finds out what it holds.
+    ///
+    /// # Errors
+    /// A planning error that says what is refused, missing or ambiguous.
+    pub(crate) fn load(name: &ModelName, version: u64, bytes: Bytes, limits: &Limits) -> Result<Self> {
+        let graph = parse(&bytes, limits)?;
+        let metadata = Metadata::read(&graph)?;
+        let contract = Contract::discover(&graph, &metadata)?;
+        let sha256 = Sha256::digest(&bytes).into();
+        Ok(Self { name: name.clone(), version, sha256, bytes, graph, metadata, contract, pools: Mutex::default() })
+    }
+
+    /// Name in the store.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Version in the store.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// SHA-256 of the file: the model's identity.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.sha256
+    }
+
+    /// [`Model::sha256`] in hexadecimal.
+    pub fn sha256_hex(&self) -> String {
+        self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The file.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// What the file holds.
+    pub fn contract(&self) -> &Contract {
+        &self.contract
+    }
+
+    /// What the file says about itself.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The program that made the file, as the file says it.
+    pub fn producer(&self) -> String {
+        format!("{} {}", self.graph.producer_name(), self.graph.producer_version()).trim().to_owned()
+    }
+
+    /// Sessions for the smallest part of the graph that computes `outputs`.
+    pub(crate) fn pool(&self, start: Start, outputs: &[&TensorSpec]) -> Result<Arc<Pool>> {
+        let names: Vec<String> = outputs.iter().map(|tensor| tensor.name.clone()).collect();
+        let key = (start, names);
+        if let Some(pool) = self.pools.lock().get(&key) {
+            return Ok(Arc::clone(pool));
+        }
+        let inputs = match start {
+            Start::Features => Vec::new(),
+            Start::Code => {
+                let entry = self.contract.require_decoder()?;
+                vec![declare(&entry.name, entry.element.to_onnx(), &entry.shape)]
+            }
+        };
+        let part = cut(&self.graph, &Cut { outputs: key.1.clone(), inputs })?;
+        let pool = Arc::new(Pool::new(encode(&part)));
+        Ok(Arc::clone(self.pools.lock().entry(key).or_insert(pool)))
+    }
+
+    /// Rows run at once: so many that the widest activations stay in the second-level cache.
+    ///
+    /// Measured on two cores: a 32-16-4-16-32 network is fastest from 4096 rows up, a 32-256-64-256-32 one at 1024.
+    pub(crate) fn block_rows(&self, wanted: Option<usize>) -> usize {
+        const CACHE_BYTES: usize = 1 << 20;
+        if let Some(rows) = self.contract.fixed_rows {
+            return rows;
+        }
+        let rows = wanted.unwrap_or_else(|| (CACHE_BYTES / (4 * self.contract.widest)).clamp(256, 4096));
+        rows.next_multiple_of(ROW_MULTIPLE)
+    }
+
+    /// Loads and runs what each function would run, so that a model that was registered does not fail in a query.
+    pub(crate) fn verify(self: &Arc<Self>) -> Result<()> {
+        crate::score::verify(self)
+    }
+}
+
+impl PartialEq for Model {
+    fn eq(&self, other: &Self) -> bool {
+        self.sha256 == other.sha256 && self.name == other.name && self.version == other.version
+    }
+}
+
+impl Eq for Model {}
+
+impl Hash for Model {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.sha256.hash(state);
+    }
+}
+
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name.as_str(), self.version)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .field("sha256", &self.sha256_hex())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A copy of a foreign file that describes itself: what `options` say, and what was found out, is in its metadata.
+///
+/// # Errors
+/// As [`Model::load`].
+pub(crate) fn describe(bytes: &Bytes, options: Metadata, limits: &Limits) -> Result<Bytes> {
+    let graph = parse(bytes, limits)?;
+    described(graph, options)
+}
+
+/// One file out of an encoder and a decoder; see [`describe`].
+///
+/// # Errors
+/// A planning error if the two do not fit together.
+pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metadata, limits: &Limits) -> Result<Bytes> {
+    let encoder = parse(encoder, limits).map_err(|e| e.context("encoder_path"))?;
+    let decoder = parse(decoder, limits).map_err(|e| e.context("decoder_path"))?;
+    let outputs: Vec<&str> =
+        encoder.graph.iter().flat_map(|graph| graph.output.iter().map(|value| value.name())).collect();
+    let code = match (options.tensors.get(&Role::Code), outputs.as_slice()) {
+        (Some(name), _) => name.clone(),
+        (None, [only]) => (*only).to_owned(),
+        (None, _) => {
+            return plan_err!("the encoder file has the outputs {outputs:?}; say which is the code by the option code");
+        }
+    };
+    let merged = merge(&encoder, &decoder, &code)?;
+    options.tensors.insert(Role::Code, code);
+    described(merged, options)
+}
+
+fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
+    let mut metadata = options.or(Metadata::read(&graph)?);
+    let contract = Contract::discover(&graph, &metadata)?;
+    for role in Role::ALL {
+        if let Some(tensor) = contract.tensor(role) {
+            metadata.tensors.insert(role, tensor.name.clone());
+        }
+    }
+    metadata.features = Some(contract.features);
+    metadata.error_metric = Some(contract.error_metric);
+    metadata.null_policy = Some(contract.null_policy);
+    metadata.write(&mut graph)?;
+    Ok(encode(&graph))
+}

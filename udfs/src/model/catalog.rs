@@ -1,0 +1,288 @@
+//! The models of a session: those of its store, and those registered for the session only.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+use parking_lot::Mutex;
+
+use super::metadata::Metadata;
+use super::store::{ModelName, ModelRef, ModelStore, Publish, Stored};
+use super::{Limits, Model, describe};
+use crate::blocking::wait;
+use crate::config::AeOptions;
+use crate::near;
+
+/// How long the newest version of a name is believed for a store across a network: a query plan asks many times.
+const REMOTE_LOOKUP: Duration = Duration::from_secs(1);
+
+/// Models kept loaded, at most.
+const LOADED: usize = 256;
+
+/// The models of a session. Cheap to clone; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Models {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: ModelStore,
+    session: Mutex<HashMap<ModelName, BTreeMap<u64, Arc<Model>>>>,
+    loaded: Mutex<HashMap<(ModelName, u64), Loaded>>,
+    looked_up: Mutex<HashMap<ModelRef, (Instant, Arc<Model>)>>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    meta: object_store::ObjectMeta,
+    model: Arc<Model>,
+}
+
+/// A model as `ae_models()` lists it.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// The model.
+    pub model: ModelName,
+    /// Its version.
+    pub version: u64,
+    /// Size of the file, bytes.
+    pub size: u64,
+    /// When it was published; none for a model of the session only.
+    pub published: Option<i64>,
+}
+
+impl Models {
+    /// The models of a store.
+    pub fn new(store: ModelStore) -> Self {
+        let shared = Shared { store, session: Mutex::default(), loaded: Mutex::default(), looked_up: Mutex::default() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &ModelStore {
+        &self.shared.store
+    }
+
+    /// Makes a file known to this session only, under the next version of a name; it hides stored models of that name.
+    ///
+    /// # Errors
+    /// A planning error if the file is refused; see `docs/models.md`.
+    pub fn register_bytes(&self, name: &str, bytes: impl Into<Bytes>, options: Metadata) -> Result<Arc<Model>> {
+        let name = ModelName::new(name)?;
+        let limits = Limits::default();
+        let bytes = describe(&bytes.into(), options, &limits)?;
+        let mut session = self.shared.session.lock();
+        let versions = session.entry(name.clone()).or_default();
+        let version = versions.keys().next_back().map_or(1, |newest| newest + 1);
+        let model = Arc::new(Model::load(&name, version, bytes, &limits)?);
+        model.verify()?;
+        versions.insert(version, Arc::clone(&model));
+        Ok(model)
+    }
+
+    /// [`Models::register_bytes`] of a file.
+    ///
+    /// # Errors
+    /// Also if the file cannot be read.
+    pub fn register_file(
+        &self,
+        name: &str,
+        path: impl AsRef<std::path::Path>,
+        options: Metadata,
+    ) -> Result<Arc<Model>> {
+        self.register_bytes(name, std::fs::read(path)?, options)
+    }
+
+    /// The model that a function call names; without a name, the default one.
+    ///
+    /// Waits for the store; see [`Models::find`] for asynchronous callers.
+    ///
+    /// # Errors
+    /// A planning error if there is none, or the file is refused.
+    pub fn resolve(&self, reference: Option<&str>, options: &AeOptions) -> Result<Arc<Model>> {
+        if options.device != "cpu" {
+            return plan_err!(
+                "ae.device = '{}': this build has no such device; it has 'cpu' (SET ae.device = 'cpu')",
+                options.device
+            );
+        }
+        let (models, limits) = (self.clone(), options.limits());
+        let reference = match (reference, options.default_model.as_str()) {
+            (Some(reference), _) => Some(reference),
+            (None, "") => None,
+            (None, default) => Some(default),
+        };
+        let reference = reference.map(ModelRef::parse).transpose()?;
+        if let Some(model) = reference.as_ref().and_then(|reference| self.at_hand(reference)) {
+            return Ok(model);
+        }
+        wait(async move {
+            match reference {
+                Some(reference) => models.find(&reference, &limits).await,
+                None => models.only(&limits).await,
+            }
+        })
+    }
+
+    fn at_hand(&self, reference: &ModelRef) -> Option<Arc<Model>> {
+        if let Some(versions) = self.shared.session.lock().get(&reference.name) {
+            return match reference.version {
+                Some(version) => versions.get(&version).cloned(),
+                None => versions.values().next_back().cloned(),
+            };
+        }
+        let looked_up = self.shared.looked_up.lock();
+        let (when, model) = looked_up.get(reference)?;
+        (when.elapsed() < REMOTE_LOOKUP).then(|| Arc::clone(model))
+    }
+
+    async fn only(&self, limits: &Limits) -> Result<Arc<Model>> {
+        let names = self.names().await?;
+        match names.as_slice() {
+            [name] => self.find(&ModelRef { name: name.clone(), version: None }, limits).await,
+            [] => plan_err!(
+                "no model is named and the model store {} is empty; CREATE MODEL makes one",
+                self.shared.store.location()
+            ),
+            names => {
+                let names: Vec<&str> = names.iter().map(ModelName::as_str).collect();
+                plan_err!(
+                    "no model is named and there are {}: {}; name one as the first argument, or SET ae.default_model",
+                    names.len(),
+                    names.join(", ")
+                )
+            }
+        }
+    }
+
+    /// Names in use, in order.
+    ///
+    /// # Errors
+    /// An execution error if the store cannot be read.
+    pub async fn names(&self) -> Result<Vec<ModelName>> {
+        let mut names: Vec<ModelName> = self.shared.store.list().await?.into_iter().map(|stored| stored.name).collect();
+        names.extend(self.shared.session.lock().keys().cloned());
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The model of a name and version.
+    ///
+    /// # Errors
+    /// A planning error if there is none, or the file is refused.
+    pub async fn find(&self, reference: &ModelRef, limits: &Limits) -> Result<Arc<Model>> {
+        if let Some(model) = self.at_hand(reference) {
+            return Ok(model);
+        }
+        let versions = self.shared.store.versions(&reference.name).await?;
+        let stored = match reference.version {
+            None => versions.last(),
+            Some(version) => versions.iter().find(|stored| stored.version == version),
+        };
+        let Some(stored) = stored else { return self.not_found(reference, &versions).await };
+        let model = self.load(stored, limits).await?;
+        if self.shared.store.is_remote() {
+            self.shared.looked_up.lock().insert(reference.clone(), (Instant::now(), Arc::clone(&model)));
+        }
+        Ok(model)
+    }
+
+    async fn not_found<T>(&self, reference: &ModelRef, versions: &[Stored]) -> Result<T> {
+        if let Some(newest) = versions.last() {
+            return plan_err!("model {reference} not found: the newest version is {}", newest.version);
+        }
+        let names = self.names().await?;
+        plan_err!(
+            "model {reference} not found in {}{}",
+            self.shared.store.location(),
+            near::hint(reference.name.as_str(), names.iter().map(ModelName::as_str))
+        )
+    }
+
+    async fn load(&self, stored: &Stored, limits: &Limits) -> Result<Arc<Model>> {
+        let key = (stored.name.clone(), stored.version);
+        if let Some(loaded) = self.shared.loaded.lock().get(&key)
+            && loaded.meta == stored.meta
+        {
+            return Ok(Arc::clone(&loaded.model));
+        }
+        let bytes = self.shared.store.get(stored, limits).await?;
+        let (name, version, limits) = (stored.name.clone(), stored.version, *limits);
+        let load = move || Model::load(&name, version, bytes, &limits);
+        let model =
+            load().map_err(|e| e.context(format!("model {}@{} cannot be loaded", stored.name, stored.version)))?;
+        let model = Arc::new(model);
+        let mut loaded = self.shared.loaded.lock();
+        if loaded.len() >= LOADED {
+            loaded.clear();
+        }
+        loaded.insert(key, Loaded { meta: stored.meta.clone(), model: Arc::clone(&model) });
+        Ok(model)
+    }
+
+    /// Publishes a file that describes itself, after everything in it was tried.
+    ///
+    /// # Errors
+    /// A planning error if the file is refused or the name must be new and is not; nothing is in the store then.
+    pub(crate) async fn publish(&self, name: &ModelName, bytes: Bytes, mode: Publish, limits: &Limits) -> Result<u64> {
+        Arc::new(Model::load(name, 0, bytes.clone(), limits)?).verify()?;
+        let version = self.shared.store.publish(name, bytes, mode).await?;
+        self.forget(name);
+        Ok(version)
+    }
+
+    /// Removes a model, or one version of it, and tells how many files that were.
+    pub(crate) async fn remove(&self, reference: &ModelRef) -> Result<usize> {
+        let mut removed = 0;
+        {
+            let mut session = self.shared.session.lock();
+            if let Some(versions) = session.get_mut(&reference.name) {
+                let before = versions.len();
+                versions.retain(|version, _| reference.version.is_some_and(|doomed| doomed != *version));
+                removed = before - versions.len();
+                if versions.is_empty() {
+                    session.remove(&reference.name);
+                }
+            }
+        }
+        if removed == 0 {
+            removed = self.shared.store.remove(reference).await?;
+        }
+        self.forget(&reference.name);
+        Ok(removed)
+    }
+
+    fn forget(&self, name: &ModelName) {
+        self.shared.loaded.lock().retain(|(loaded, _), _| loaded != name);
+        self.shared.looked_up.lock().retain(|reference, _| reference.name != *name);
+    }
+
+    /// All models and versions, stored and of the session.
+    pub(crate) async fn list(&self) -> Result<Vec<Listed>> {
+        let mut listed: Vec<Listed> = Vec::new();
+        for (name, versions) in self.shared.session.lock().iter() {
+            listed.extend(versions.values().map(|model| Listed {
+                model: name.clone(),
+                version: model.version(),
+                size: model.bytes().len() as u64,
+                published: None,
+            }));
+        }
+        let hidden: Vec<ModelName> = listed.iter().map(|listed| listed.model.clone()).collect();
+        listed.extend(self.shared.store.list().await?.into_iter().filter(|stored| !hidden.contains(&stored.name)).map(
+            |stored| Listed {
+                model: stored.name,
+                version: stored.version,
+                size: stored.meta.size,
+                published: Some(stored.meta.last_modified.timestamp_micros()),
+            },
+        ));
+        listed.sort_by(|a, b| (&a.model, a.version).cmp(&(&b.model, b.version)));
+        Ok(listed)
+    }
+}

@@ -1,0 +1,296 @@
+//! Which tensor plays which role.
+
+use std::collections::HashSet;
+
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+
+use super::probe::Probed;
+use super::{Found, TensorSpec};
+use crate::model::metadata::{Metadata, Role};
+use crate::model::onnx::proto::{GraphProto, ModelProto};
+use crate::model::onnx::{Dataflow, decoder_entry, tensor_values};
+use crate::near;
+
+/// Usual names of tensors, lower case.
+fn usual_names(role: Role) -> &'static [&'static str] {
+    match role {
+        Role::Code => &[
+            "code",
+            "codes",
+            "latent",
+            "latents",
+            "embedding",
+            "embeddings",
+            "z",
+            "z_mean",
+            "mu",
+            "bottleneck",
+            "encoded",
+            "encoding",
+            "encoder_output",
+        ],
+        Role::Reconstruction => &[
+            "reconstruction",
+            "reconstructed",
+            "recon",
+            "recon_x",
+            "decoded",
+            "decoder_output",
+            "output",
+            "x_hat",
+            "xhat",
+            "x_recon",
+        ],
+        Role::Scaled => &["scaled", "scaled_input"],
+        Role::ScaledReconstruction => &["scaled_reconstruction"],
+        Role::Logits => &["logits"],
+    }
+}
+
+/// Operators that mix features, so that equally wide tensors on both sides of one are two bottlenecks.
+const MIXING: [&str; 12] = [
+    "MatMul",
+    "Gemm",
+    "Conv",
+    "ConvTranspose",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "QGemm",
+    "QLinearConv",
+    "Einsum",
+];
+
+#[derive(Debug)]
+pub(super) struct Roles {
+    pub(super) code: Found,
+    pub(super) reconstruction: Found,
+    pub(super) scaled: Found,
+    pub(super) scaled_reconstruction: Found,
+    pub(super) logits: Found,
+    pub(super) decoder_entry: Found,
+}
+
+/// First match wins: what `metadata` says, usual names, shapes, and for the code the narrowest activation.
+pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed) -> Result<Roles> {
+    let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
+    let search = Search {
+        graph,
+        metadata,
+        probed,
+        flow: Dataflow::new(model, graph),
+        features: probed.inputs.iter().map(TensorSpec::width).sum(),
+    };
+    let scaled = search.named(Role::Scaled)?;
+    let scaled_reconstruction = search.named(Role::ScaledReconstruction)?;
+    if let (Some(scaled), Some(reconstruction)) = (scaled.tensor(), scaled_reconstruction.tensor())
+        && scaled.width() != reconstruction.width()
+    {
+        return plan_err!("scaled {scaled} and scaled_reconstruction {reconstruction} differ in width");
+    }
+    let logits = search.named(Role::Logits)?;
+    let mut taken: HashSet<String> = [&scaled, &scaled_reconstruction, &logits]
+        .into_iter()
+        .filter_map(|found| found.tensor().map(|tensor| tensor.name.clone()))
+        .collect();
+    let code_named = search.named(Role::Code)?;
+    taken.extend(code_named.tensor().map(|tensor| tensor.name.clone()));
+    let reconstruction = match search.named(Role::Reconstruction)? {
+        Found::Tensor(tensor) => Found::Tensor(tensor),
+        Found::None { why } => search
+            .by_shape(Role::Reconstruction, &taken, |width| width == search.features)?
+            .unwrap_or(Found::None { why }),
+    };
+    taken.extend(reconstruction.tensor().map(|tensor| tensor.name.clone()));
+    let decoded = scaled_reconstruction.tensor().or(reconstruction.tensor());
+    let code = match code_named {
+        Found::Tensor(tensor) => Found::Tensor(tensor),
+        Found::None { why } => match search.by_shape(Role::Code, &taken, |width| width < search.features)? {
+            Some(found) => found,
+            None => search.narrowest(decoded)?.unwrap_or(Found::None { why }),
+        },
+    };
+    if code.tensor().is_none() && decoded.is_none() {
+        return plan_err!(
+            "no tensor looks like a code or a reconstruction of the {} features; name them by the options code and \
+             reconstruction; the outputs are {}",
+            search.features,
+            search.outputs_text()
+        );
+    }
+    let decoder_entry = search.decoder(model, &code, &reconstruction)?;
+    Ok(Roles { code, reconstruction, scaled, scaled_reconstruction, logits, decoder_entry })
+}
+
+struct Search<'a> {
+    graph: &'a GraphProto,
+    metadata: &'a Metadata,
+    probed: &'a Probed,
+    flow: Dataflow<'a>,
+    features: usize,
+}
+
+impl Search<'_> {
+    /// The tensor that metadata or a usual name gives a role to.
+    fn named(&self, role: Role) -> Result<Found> {
+        if let Some(name) = self.metadata.tensors.get(&role) {
+            return self.given(role, name).map(Found::Tensor);
+        }
+        let usual = usual_names(role);
+        let mut why = format!("no output is named like one; give the option {role} = 'tensor'");
+        let mut candidates = Vec::new();
+        for tensor in self.outputs() {
+            if !usual.contains(&plain(&tensor.name).as_str())
+                || (role == Role::Reconstruction && tensor.width() != self.features)
+            {
+                continue;
+            }
+            match self.flow.random_source(&tensor.name) {
+                Some(operator) => why = random(tensor, operator),
+                None => candidates.push(tensor),
+            }
+        }
+        match candidates.as_slice() {
+            [] => Ok(Found::None { why }),
+            [tensor] => self.checked(role, tensor).map(Found::Tensor),
+            _ => ambiguous(role, &candidates),
+        }
+    }
+
+    fn given(&self, role: Role, name: &str) -> Result<TensorSpec> {
+        let Some(tensor) = self.probed.tensors.get(name) else {
+            let known: Vec<&str> = tensor_values(self.graph).collect();
+            if known.contains(&name) {
+                return plan_err!("{role} = '{name}': this tensor does not have one row for each input row");
+            }
+            return plan_err!(
+                "{role} = '{name}': no tensor has this name{}; the outputs are {}",
+                near::hint(name, known),
+                self.outputs_text()
+            );
+        };
+        if let Some(operator) = self.flow.random_source(name) {
+            return plan_err!("{role} = '{name}': {}", random(tensor, operator));
+        }
+        self.checked(role, tensor)
+    }
+
+    fn checked(&self, role: Role, tensor: &TensorSpec) -> Result<TensorSpec> {
+        if role == Role::Reconstruction && tensor.width() != self.features {
+            return plan_err!(
+                "reconstruction {tensor} has {} numbers a row, the model takes {} features",
+                tensor.width(),
+                self.features
+            );
+        }
+        Ok(tensor.clone())
+    }
+
+    fn by_shape(&self, role: Role, taken: &HashSet<String>, fits: impl Fn(usize) -> bool) -> Result<Option<Found>> {
+        let candidates: Vec<&TensorSpec> = self
+            .outputs()
+            .filter(|tensor| tensor.element.is_float() && fits(tensor.width()) && !taken.contains(&tensor.name))
+            .filter(|tensor| self.depends_on_features(&tensor.name))
+            .collect();
+        let (random_ones, candidates): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(|tensor| self.flow.random_source(&tensor.name).is_some());
+        match (candidates.as_slice(), random_ones.as_slice()) {
+            ([], []) => Ok(None),
+            ([], [tensor, ..]) => {
+                let operator = self.flow.random_source(&tensor.name).unwrap_or_default();
+                Ok(Some(Found::none(random(tensor, operator))))
+            }
+            ([tensor], _) => Ok(Some(Found::Tensor((*tensor).clone()))),
+            _ => ambiguous(role, &candidates),
+        }
+    }
+
+    /// The narrowest activation that everything on the way from the features to `decoded` passes through.
+    fn narrowest(&self, decoded: Option<&TensorSpec>) -> Result<Option<Found>> {
+        let Some(decoded) = decoded else { return Ok(None) };
+        let mut passed: Vec<&TensorSpec> = tensor_values(self.graph)
+            .filter_map(|name| self.probed.tensors.get(name))
+            .filter(|tensor| tensor.element.is_float() && tensor.width() < self.features)
+            .filter(|tensor| self.is_passed(tensor, decoded))
+            .collect();
+        let Some(width) = passed.iter().map(|tensor| tensor.width()).min() else { return Ok(None) };
+        passed.retain(|tensor| tensor.width() == width);
+        // All of them lie on one way, so each is computed from the one before.
+        passed.sort_by_key(|tensor| self.flow.needed(&[&tensor.name], &[]).0.len());
+        let mixes = |pair: &[&TensorSpec]| {
+            let (nodes, _) = self.flow.needed(&[&pair[1].name], &[&pair[0].name]);
+            nodes.iter().any(|index| MIXING.contains(&self.graph.node[*index].op_type()))
+        };
+        if passed.windows(2).any(mixes) {
+            return ambiguous(Role::Code, &passed);
+        }
+        if let Some(tensor) = passed.last()
+            && let Some(operator) = self.flow.random_source(&tensor.name)
+        {
+            return Ok(Some(Found::none(random(tensor, operator))));
+        }
+        Ok(passed.last().map(|tensor| Found::Tensor((*tensor).clone())))
+    }
+
+    /// Whether `decoded` depends on the features by way of `tensor` alone.
+    fn is_passed(&self, tensor: &TensorSpec, decoded: &TensorSpec) -> bool {
+        let (nodes, leaves) = self.flow.needed(&[&decoded.name], &[&tensor.name]);
+        tensor.name != decoded.name
+            && !nodes.is_empty()
+            && !leaves.iter().any(|leaf| self.is_feature(leaf))
+            && self.depends_on_features(&tensor.name)
+    }
+
+    fn depends_on_features(&self, name: &str) -> bool {
+        self.flow.needed(&[name], &[]).1.iter().any(|leaf| self.is_feature(leaf))
+    }
+
+    fn is_feature(&self, name: &str) -> bool {
+        self.probed.inputs.iter().any(|input| input.name == name)
+    }
+
+    fn decoder(&self, model: &ModelProto, code: &Found, reconstruction: &Found) -> Result<Found> {
+        let (Found::Tensor(code), Found::Tensor(reconstruction)) = (code, reconstruction) else {
+            return Ok(Found::none("it needs both a code and a reconstruction"));
+        };
+        match decoder_entry(model, &code.name, &[&reconstruction.name]) {
+            Err(e) => Ok(Found::none(e.strip_backtrace().trim_start_matches("Error during planning: "))),
+            Ok(entry) => Ok(match self.probed.tensors.get(&entry) {
+                Some(tensor) if tensor.width() == code.width() => Found::Tensor(tensor.clone()),
+                _ => Found::none(format!("the decoder reads \"{entry}\", which is not the code itself")),
+            }),
+        }
+    }
+
+    fn outputs(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.graph.output.iter().filter_map(|value| self.probed.tensors.get(value.name()))
+    }
+
+    fn outputs_text(&self) -> String {
+        list(&self.outputs().collect::<Vec<_>>())
+    }
+}
+
+/// A tensor's name without what frameworks put around it: `Dense_3/code:0` is `code`.
+fn plain(name: &str) -> String {
+    let name = name.rsplit('/').next().unwrap_or(name);
+    let name = name.split(':').next().unwrap_or(name);
+    name.to_ascii_lowercase()
+}
+
+fn random(tensor: &TensorSpec, operator: &str) -> String {
+    format!(
+        "{tensor} depends on the random operator {operator}; a query must give the same result each time, so it is not used"
+    )
+}
+
+fn ambiguous<T>(role: Role, candidates: &[&TensorSpec]) -> Result<T> {
+    plan_err!("the {role} could be any of {}; say which by the option {role} = 'tensor'", list(candidates))
+}
+
+fn list(tensors: &[&TensorSpec]) -> String {
+    tensors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

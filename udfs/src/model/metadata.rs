@@ -1,0 +1,265 @@
+//! What a model file says about itself: the `aefusion.*` keys of `metadata_props`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::plan_err;
+use datafusion::error::{DataFusionError, Result};
+use serde::{Deserialize, Serialize};
+
+use super::onnx::proto::{ModelProto, StringStringEntryProto};
+
+const PREFIX: &str = "aefusion.";
+const FORMAT_VERSION: &str = "1";
+
+/// How the differences between input and reconstruction become one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ErrorMetric {
+    /// Mean of the squared differences.
+    #[default]
+    Mse,
+    /// Mean of the absolute differences.
+    Mae,
+    /// Square root of [`ErrorMetric::Mse`].
+    Rmse,
+}
+
+/// What a null feature does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum NullPolicy {
+    /// The result of the row is null.
+    #[default]
+    Propagate,
+    /// The graph fills it in (it reads NaN, or the empty string), and the error leaves it out.
+    Impute,
+}
+
+/// A choice among named values, as options and metadata spell it.
+trait Named: Sized + Copy + 'static {
+    const KEY: &'static str;
+    const NAMES: &'static [(&'static str, Self)];
+
+    fn parse(text: &str) -> Result<Self> {
+        let found = Self::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+        match found {
+            Some((_, value)) => Ok(*value),
+            None => {
+                let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
+                plan_err!("{} must be one of {}; found '{text}'", Self::KEY, names.join(", "))
+            }
+        }
+    }
+}
+
+impl Named for ErrorMetric {
+    const KEY: &'static str = "error_metric";
+    const NAMES: &'static [(&'static str, Self)] = &[("mse", Self::Mse), ("mae", Self::Mae), ("rmse", Self::Rmse)];
+}
+
+impl Named for NullPolicy {
+    const KEY: &'static str = "null_policy";
+    const NAMES: &'static [(&'static str, Self)] = &[("propagate", Self::Propagate), ("impute", Self::Impute)];
+}
+
+macro_rules! spelled {
+    ($($kind:ty),*) => {$(
+        impl FromStr for $kind {
+            type Err = DataFusionError;
+            fn from_str(text: &str) -> Result<Self> {
+                Self::parse(text)
+            }
+        }
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let name = Self::NAMES.iter().find(|(_, value)| value == self).map_or("", |(name, _)| name);
+                f.write_str(name)
+            }
+        }
+    )*};
+}
+spelled!(ErrorMetric, NullPolicy);
+
+/// One input of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Feature {
+    /// Name of its source column.
+    pub name: String,
+    /// Type of its source column as Arrow writes it, where it is known.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub type_name: Option<String>,
+}
+
+impl Feature {
+    /// A feature of an unknown source type.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), type_name: None }
+    }
+
+    /// Type of the source column, where it is known.
+    pub fn data_type(&self) -> Option<DataType> {
+        self.type_name.as_deref().and_then(|name| name.parse().ok())
+    }
+}
+
+/// The part that a tensor plays in an autoencoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The bottleneck.
+    Code,
+    /// The input again, in its own units.
+    Reconstruction,
+    /// The input in the space in which the error is measured.
+    Scaled,
+    /// The reconstruction in the space in which the error is measured.
+    ScaledReconstruction,
+    /// Scores of a classifier's classes, before softmax.
+    Logits,
+}
+
+impl Role {
+    /// All roles, in the order of the model contract.
+    pub const ALL: [Self; 5] =
+        [Self::Code, Self::Reconstruction, Self::Scaled, Self::ScaledReconstruction, Self::Logits];
+
+    /// Name as options and metadata spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Code => "code",
+            Self::Reconstruction => "reconstruction",
+            Self::Scaled => "scaled",
+            Self::ScaledReconstruction => "scaled_reconstruction",
+            Self::Logits => "logits",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is said about a model, by its file or by the options that it was registered with; everything may be missing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metadata {
+    /// The inputs, in the model's order.
+    pub features: Option<Vec<Feature>>,
+    /// Tensor names by role.
+    pub tensors: HashMap<Role, String>,
+    /// For each column of the scaled space, the name of the feature that it comes from.
+    pub scaled_features: Option<Vec<String>>,
+    /// See [`ErrorMetric`].
+    pub error_metric: Option<ErrorMetric>,
+    /// See [`NullPolicy`].
+    pub null_policy: Option<NullPolicy>,
+    /// Share of rows that are expected to be anomalies, 0 to 0.5.
+    pub contamination: Option<f64>,
+}
+
+impl Metadata {
+    /// What a file says.
+    ///
+    /// # Errors
+    /// A planning error if a key of ours holds something else than it should.
+    pub(crate) fn read(model: &ModelProto) -> Result<Self> {
+        let mut metadata = Self::default();
+        for entry in &model.metadata_props {
+            let Some(key) = entry.key().strip_prefix(PREFIX) else { continue };
+            metadata
+                .read_entry(key, entry.value())
+                .map_err(|e| e.context(format!("metadata {PREFIX}{key} of the ONNX file cannot be understood")))?;
+        }
+        Ok(metadata)
+    }
+
+    fn read_entry(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "format_version" if value != FORMAT_VERSION => {
+                return plan_err!("this build reads format version {FORMAT_VERSION}, the file has {value}");
+            }
+            "features" => self.features = Some(json(value)?),
+            "scaled_features" => self.scaled_features = Some(json(value)?),
+            "error_metric" => self.error_metric = Some(value.parse()?),
+            "null_policy" => self.null_policy = Some(value.parse()?),
+            "contamination" => self.contamination = Some(parse_contamination(value)?),
+            key => {
+                if let Some(role) = Role::ALL.into_iter().find(|role| role.name() == key) {
+                    self.tensors.insert(role, value.to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything known into a file, in place of what it said before.
+    pub(crate) fn write(&self, model: &mut ModelProto) -> Result<()> {
+        model.metadata_props.retain(|entry| !self.replaces(entry.key()));
+        let mut put = |key: &str, value: String| {
+            model
+                .metadata_props
+                .push(StringStringEntryProto { key: Some(format!("{PREFIX}{key}")), value: Some(value) });
+        };
+        put("format_version", FORMAT_VERSION.to_owned());
+        if let Some(features) = &self.features {
+            put("features", to_json(features)?);
+        }
+        for role in Role::ALL {
+            if let Some(tensor) = self.tensors.get(&role) {
+                put(role.name(), tensor.clone());
+            }
+        }
+        if let Some(scaled) = &self.scaled_features {
+            put("scaled_features", to_json(scaled)?);
+        }
+        if let Some(metric) = self.error_metric {
+            put("error_metric", metric.to_string());
+        }
+        if let Some(policy) = self.null_policy {
+            put("null_policy", policy.to_string());
+        }
+        if let Some(contamination) = self.contamination {
+            put("contamination", contamination.to_string());
+        }
+        Ok(())
+    }
+
+    fn replaces(&self, key: &str) -> bool {
+        const OWN: [&str; 6] =
+            ["format_version", "features", "scaled_features", "error_metric", "null_policy", "contamination"];
+        key.strip_prefix(PREFIX)
+            .is_some_and(|key| OWN.contains(&key) || Role::ALL.iter().any(|role| role.name() == key))
+    }
+
+    /// `self`, and where it says nothing, `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let mut tensors = other.tensors;
+        tensors.extend(self.tensors);
+        Self {
+            features: self.features.or(other.features),
+            tensors,
+            scaled_features: self.scaled_features.or(other.scaled_features),
+            error_metric: self.error_metric.or(other.error_metric),
+            null_policy: self.null_policy.or(other.null_policy),
+            contamination: self.contamination.or(other.contamination),
+        }
+    }
+}
+
+/// A share between 0 and 0.5.
+pub(crate) fn parse_contamination(text: &str) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=0.5).contains(&share) => Ok(share),
+        _ => plan_err!("contamination must be a number from 0 to 0.5; found '{text}'"),
+    }
+}
+
+fn json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| DataFusionError::External(Box::new(e)))
+}
+
+fn to_json<T: Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| DataFusionError::External(Box::new(e)))
+}

@@ -1,0 +1,117 @@
+//! Which tensor is computed from which.
+
+use std::collections::{HashMap, HashSet};
+
+use super::proto::{GraphProto, NodeProto};
+
+/// Operators whose result differs from run to run.
+const RANDOM: [&str; 6] =
+    ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"];
+
+/// Tensors that a node reads: its inputs, and for a node with sub-graphs what those take from outside.
+pub(super) fn reads(node: &NodeProto) -> HashSet<&str> {
+    let mut names: HashSet<&str> = node.input.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+    for graph in subgraphs(node) {
+        let own: HashSet<&str> = graph
+            .input
+            .iter()
+            .map(|value| value.name())
+            .chain(graph.initializer.iter().map(|tensor| tensor.name()))
+            .chain(graph.node.iter().flat_map(|node| node.output.iter().map(String::as_str)))
+            .collect();
+        let outside = graph.node.iter().flat_map(reads).chain(graph.output.iter().map(|value| value.name()));
+        names.extend(outside.filter(|name| !own.contains(name)));
+    }
+    names
+}
+
+fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+}
+
+fn is_random(node: &NodeProto, random_functions: &HashSet<&str>) -> bool {
+    RANDOM.contains(&node.op_type())
+        || random_functions.contains(node.op_type())
+        // Dropout with its third input (training_mode) present
+        || (node.op_type() == "Dropout" && node.input.get(2).is_some_and(|name| !name.is_empty()))
+        || subgraphs(node).flat_map(|graph| &graph.node).any(|node| is_random(node, random_functions))
+}
+
+/// Every tensor that a node of the top graph computes, in the order of the file.
+pub(crate) fn tensor_values(graph: &GraphProto) -> impl Iterator<Item = &str> {
+    graph.node.iter().flat_map(|node| node.output.iter().map(String::as_str)).filter(|name| !name.is_empty())
+}
+
+/// The producer of every tensor of a graph.
+#[derive(Debug)]
+pub(crate) struct Dataflow<'a> {
+    graph: &'a GraphProto,
+    producer: HashMap<&'a str, usize>,
+    random: Vec<bool>,
+}
+
+impl<'a> Dataflow<'a> {
+    pub(crate) fn new(model: &'a super::proto::ModelProto, graph: &'a GraphProto) -> Self {
+        let mut producer = HashMap::new();
+        for (index, node) in graph.node.iter().enumerate() {
+            for name in node.output.iter().filter(|name| !name.is_empty()) {
+                producer.insert(name.as_str(), index);
+            }
+        }
+        // A function that holds a random operator, or calls another function that does: functions may not recurse,
+        // so one pass for each function reaches the end.
+        let mut random_functions = HashSet::new();
+        for _ in &model.functions {
+            for function in &model.functions {
+                if function.node.iter().any(|node| is_random(node, &random_functions)) {
+                    random_functions.insert(function.name());
+                }
+            }
+        }
+        let random = graph.node.iter().map(|node| is_random(node, &random_functions)).collect();
+        Self { graph, producer, random }
+    }
+
+    /// The node that computes a tensor; none for inputs and weights.
+    pub(crate) fn producer(&self, name: &str) -> Option<&'a NodeProto> {
+        self.producer.get(name).map(|index| &self.graph.node[*index])
+    }
+
+    /// Nodes needed for `outputs` when the tensors `given` are there already, by index, and the tensors they read that
+    /// no node computes.
+    pub(crate) fn needed(&self, outputs: &[&str], given: &[&str]) -> (Vec<usize>, HashSet<&'a str>) {
+        let mut nodes = HashSet::new();
+        let mut leaves = HashSet::new();
+        let mut seen: HashSet<&str> = given.iter().copied().collect();
+        let mut todo: Vec<usize> = Vec::new();
+        let given: HashSet<&str> = given.iter().copied().collect();
+        for name in outputs.iter().filter(|name| !given.contains(*name)) {
+            todo.extend(self.producer.get(name));
+        }
+        while let Some(index) = todo.pop() {
+            if !nodes.insert(index) {
+                continue;
+            }
+            for name in reads(&self.graph.node[index]) {
+                if !seen.insert(name) {
+                    continue;
+                }
+                match self.producer.get(name) {
+                    Some(producer) => todo.push(*producer),
+                    None => {
+                        leaves.insert(name);
+                    }
+                }
+            }
+        }
+        let mut nodes: Vec<usize> = nodes.into_iter().collect();
+        nodes.sort_unstable();
+        (nodes, leaves)
+    }
+
+    /// The random operator that `output` depends on, if any.
+    pub(crate) fn random_source(&self, output: &str) -> Option<&'a str> {
+        let (nodes, _) = self.needed(&[output], &[]);
+        nodes.into_iter().find(|index| self.random[*index]).map(|index| self.graph.node[index].op_type())
+    }
+}

@@ -1,0 +1,31 @@
+//! "Did you mean": the names nearest to a misspelt one.
+
+/// From here on, 0 to 1, a name is worth suggesting.
+const SIMILAR: f64 = 0.6;
+
+/// How alike two names are, 0 to 1: by the letters that must be added, left out, replaced or swapped.
+fn similarity(a: &str, b: &str) -> f64 {
+    strsim::normalized_damerau_levenshtein(a, b)
+}
+
+/// The known names nearest to `name`, best first, at most three.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let name = name.to_lowercase();
+    let mut scored: Vec<(f64, &str)> = known
+        .into_iter()
+        .map(|known| (similarity(&name, &known.to_lowercase()), known))
+        .filter(|(score, _)| *score > SIMILAR)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(3).map(|(_, known)| known).collect()
+}
+
+/// `; did you mean "a" or "b"?`, or nothing.
+pub(crate) fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let near = nearest(name, known);
+    if near.is_empty() {
+        return String::new();
+    }
+    let near: Vec<String> = near.into_iter().map(|name| format!("\"{name}\"")).collect();
+    format!("; did you mean {}?", near.join(" or "))
+}

@@ -1,0 +1,254 @@
+//! The reconstruction error of rows, and each feature's part of it.
+
+use std::ops::Range;
+
+use datafusion::arrow::buffer::NullBuffer;
+use datafusion::common::exec_err;
+use datafusion::error::Result;
+
+use super::{Scores, Wanted};
+use crate::matrix::{Block, Cells, Rows};
+use crate::model::contract::Contract;
+use crate::model::metadata::{ErrorMetric, NullPolicy};
+use crate::model::runtime::Input;
+use crate::narrow::f64_from_usize;
+
+/// Partial sums of a row. The number is part of the result's definition: another one rounds differently.
+const LANES: usize = 8;
+
+/// Some rows of numbers, row-major.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Values<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+}
+
+/// What the reconstruction is compared with.
+enum Original {
+    /// An output of the graph, by index.
+    Output(usize),
+    /// The only input of the graph, as it went in.
+    Input,
+    /// The features, whatever types the inputs have.
+    Features(Cells, Block),
+}
+
+/// Measures errors block by block.
+pub(super) struct Measure<'a> {
+    metric: ErrorMetric,
+    original: Original,
+    reconstruction: usize,
+    width: usize,
+    n_features: usize,
+    /// The feature of each compared column.
+    features: Option<&'a [usize]>,
+    /// For each feature, the rows where it is given; empty if that does not matter.
+    given: Vec<Option<NullBuffer>>,
+    wants_error: bool,
+    wants_parts: bool,
+    error: Vec<f64>,
+    parts: Vec<f64>,
+    /// Rows of which nothing was left to compare.
+    has_error: Vec<bool>,
+}
+
+impl<'a> Measure<'a> {
+    /// `original` and `reconstruction` are positions among the fetched outputs; without the first, the features
+    /// themselves are compared.
+    ///
+    /// # Errors
+    /// A planning error if it is not known which feature each compared column comes from, and that is needed.
+    pub(super) fn new(
+        contract: &'a Contract,
+        rows: &Rows,
+        original: Option<usize>,
+        reconstruction: usize,
+        wanted: &Wanted,
+    ) -> Result<Self> {
+        let n_features = contract.features.len();
+        let policy = contract.null_policy;
+        let original = match (original, contract.inputs.as_slice()) {
+            (Some(index), _) => Original::Output(index),
+            (None, [input]) if matches!(input.element, super::Element::Float32 | super::Element::Float64) => {
+                Original::Input
+            }
+            (None, _) => {
+                let cells = rows.numbers(n_features, policy)?;
+                let block = cells.new_block();
+                Original::Features(cells, block)
+            }
+        };
+        let features = match wanted.parts {
+            true => Some(contract.require_error_features()?),
+            false => contract.error_features.as_deref(),
+        };
+        let given = match (policy, features) {
+            (NullPolicy::Impute, Some(_)) => {
+                (0..n_features).map(|index| rows.feature_nulls(index, n_features)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(Self {
+            metric: contract.error_metric,
+            original,
+            reconstruction,
+            width: contract.error_width(),
+            n_features,
+            features,
+            given: if given.iter().all(Option::is_none) { Vec::new() } else { given },
+            wants_error: wanted.error,
+            wants_parts: wanted.parts,
+            error: Vec::with_capacity(if wanted.error { rows.len() } else { 0 }),
+            parts: Vec::with_capacity(if wanted.parts { rows.len() * n_features } else { 0 }),
+            has_error: Vec::new(),
+        })
+    }
+
+    /// Passes over rows that have no result.
+    pub(super) fn skip(&mut self, rows: usize) {
+        if self.wants_error {
+            self.error.resize(self.error.len() + rows, 0.0);
+        }
+        if self.wants_parts {
+            self.parts.resize(self.parts.len() + rows * self.n_features, 0.0);
+        }
+        if !self.given.is_empty() {
+            self.has_error.resize(self.has_error.len() + rows, false);
+        }
+    }
+
+    /// Measures the rows of a block that has just run.
+    ///
+    /// # Errors
+    /// An internal error if what was computed is not what was asked for.
+    pub(super) fn block<'v>(
+        &mut self,
+        rows: Range<usize>,
+        inputs: &[Input<'v>],
+        output: impl Fn(usize) -> Values<'v>,
+    ) -> Result<()> {
+        let n = rows.len() * self.width;
+        let reconstruction = output(self.reconstruction);
+        // taken out while it is borrowed
+        let mut original = std::mem::replace(&mut self.original, Original::Input);
+        let values = match &mut original {
+            Original::Output(index) => output(*index),
+            Original::Input => values_of(inputs.first(), n)?,
+            Original::Features(cells, block) => values_of(Some(&cells.block(rows.clone(), rows.len(), block)?), n)?,
+        };
+        match (values, reconstruction) {
+            (Values::F32(a), Values::F32(b)) => self.rows(rows, a, b),
+            (Values::F32(a), Values::F64(b)) => self.rows(rows, a, b),
+            (Values::F64(a), Values::F32(b)) => self.rows(rows, a, b),
+            (Values::F64(a), Values::F64(b)) => self.rows(rows, a, b),
+        }
+        self.original = original;
+        Ok(())
+    }
+
+    fn rows<A: Copy + Into<f64>, B: Copy + Into<f64>>(&mut self, rows: Range<usize>, a: &[A], b: &[B]) {
+        let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
+        if self.given.is_empty() && !self.wants_parts {
+            let metric = self.metric;
+            let n = f64_from_usize(self.width);
+            self.error.extend(pairs.map(|(a, b)| finished(metric, sum(metric, a, b) / n)));
+            return;
+        }
+        let mut terms = vec![0.0; self.width];
+        for (row, (a, b)) in rows.zip(pairs) {
+            let mut n = 0_usize;
+            for (column, term) in terms.iter_mut().enumerate() {
+                let is_given = self.is_given(row, column);
+                n += usize::from(is_given);
+                *term = if is_given { difference(self.metric, a[column], b[column]) } else { 0.0 };
+            }
+            let n_compared = f64_from_usize(n.max(1));
+            if self.wants_error {
+                self.error.push(finished(self.metric, sum_terms(&terms) / n_compared));
+            }
+            if !self.given.is_empty() {
+                self.has_error.push(n > 0);
+            }
+            if let (true, Some(features)) = (self.wants_parts, self.features) {
+                let first = self.parts.len();
+                self.parts.resize(first + self.n_features, 0.0);
+                for (feature, term) in features.iter().zip(&terms) {
+                    self.parts[first + feature] += term / n_compared;
+                }
+            }
+        }
+    }
+
+    fn is_given(&self, row: usize, column: usize) -> bool {
+        let feature = self.features.map_or(column, |features| features[column]);
+        self.given.get(feature).is_none_or(|given| given.as_ref().is_none_or(|given| given.is_valid(row)))
+    }
+
+    /// Hands over what was measured.
+    pub(super) fn finish(self, scores: &mut Scores) {
+        scores.error = self.error;
+        scores.parts = self.parts;
+        if !self.has_error.is_empty() {
+            scores.valid = NullBuffer::union(scores.valid.as_ref(), Some(&NullBuffer::from(self.has_error)));
+        }
+    }
+}
+
+fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Values<'v>> {
+    match input {
+        Some(Input::Float32(values)) => Ok(Values::F32(&values[..n])),
+        Some(Input::Float64(values)) => Ok(Values::F64(&values[..n])),
+        other => exec_err!("cannot compare a reconstruction with {other:?}"),
+    }
+}
+
+fn difference<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: A, b: B) -> f64 {
+    let difference: f64 = a.into() - b.into();
+    match metric {
+        ErrorMetric::Mse | ErrorMetric::Rmse => difference * difference,
+        ErrorMetric::Mae => difference.abs(),
+    }
+}
+
+fn finished(metric: ErrorMetric, mean: f64) -> f64 {
+    match metric {
+        ErrorMetric::Rmse => mean.sqrt(),
+        ErrorMetric::Mse | ErrorMetric::Mae => mean,
+    }
+}
+
+fn sum<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: &[A], b: &[B]) -> f64 {
+    // one loop a metric, so that each is a plain run of vector instructions
+    match metric {
+        ErrorMetric::Mse | ErrorMetric::Rmse => lanes(a, b, |difference| difference * difference),
+        ErrorMetric::Mae => lanes(a, b, f64::abs),
+    }
+}
+
+fn lanes<A: Copy + Into<f64>, B: Copy + Into<f64>>(a: &[A], b: &[B], term: impl Fn(f64) -> f64) -> f64 {
+    let mut sums = [0.0; LANES];
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        for lane in 0..LANES {
+            sums[lane] += term(a[lane].into() - b[lane].into());
+        }
+    }
+    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += term((*a).into() - (*b).into());
+    }
+    fold(sums)
+}
+
+/// The sum of terms, in the order of [`lanes`].
+fn sum_terms(terms: &[f64]) -> f64 {
+    let mut sums = [0.0; LANES];
+    for chunk in terms.chunks(LANES) {
+        sums.iter_mut().zip(chunk).for_each(|(sum, term)| *sum += term);
+    }
+    fold(sums)
+}
+
+fn fold(s: [f64; LANES]) -> f64 {
+    ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+}

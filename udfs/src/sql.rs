@@ -1,0 +1,94 @@
+//! The statements about models, beside those of DataFusion.
+
+mod factory;
+mod handler;
+mod options;
+mod parser;
+mod trainer;
+
+use async_trait::async_trait;
+use datafusion::error::Result;
+use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::sql::parser::Statement as DataFusionStatement;
+use datafusion::sql::sqlparser::ast::Query;
+
+use crate::model::store::ModelRef;
+
+pub(crate) use factory::OnnxFunctions;
+pub use handler::execute;
+pub use options::{OptionValue, Options};
+pub use parser::parse;
+pub use trainer::{Trainer, TrainerHandle, TrainingJob};
+
+/// A statement of DataFusion, or one about models.
+#[derive(Debug, Clone)]
+pub enum Statement {
+    /// One of DataFusion's own.
+    DataFusion(Box<DataFusionStatement>),
+    /// `CREATE [OR REPLACE] MODEL [IF NOT EXISTS] name [OPTIONS (…)] [AS query]`
+    CreateModel(CreateModel),
+    /// `DROP MODEL [IF EXISTS] name[@version]`
+    DropModel {
+        /// What is dropped: a model with all its versions, or one version.
+        model: ModelRef,
+        /// Whether it may be missing.
+        if_exists: bool,
+    },
+    /// `SHOW MODELS`
+    ShowModels,
+    /// `DESCRIBE MODEL name[@version]`
+    DescribeModel(ModelRef),
+    /// `ALTER MODEL name SET OPTIONS (…)`
+    AlterModel {
+        /// The model; its next version is written.
+        model: ModelRef,
+        /// What changes.
+        options: Options,
+    },
+    /// `EXPORT MODEL name[@version] TO 'path or URL'`
+    ExportModel {
+        /// The model.
+        model: ModelRef,
+        /// Where its file goes.
+        to: String,
+    },
+}
+
+/// `CREATE MODEL`.
+#[derive(Debug, Clone)]
+pub struct CreateModel {
+    /// The name; without a version.
+    pub model: ModelRef,
+    /// Whether the name may be in use, and then gets its next version.
+    pub or_replace: bool,
+    /// Whether nothing is done if the name is in use.
+    pub if_not_exists: bool,
+    /// What `OPTIONS (…)` says.
+    pub options: Options,
+    /// The query after `AS`.
+    pub query: Option<Box<Query>>,
+}
+
+/// [`SessionContext::sql`], with the statements about models.
+#[async_trait]
+pub trait SessionContextExt {
+    /// Runs one statement of any kind.
+    ///
+    /// # Errors
+    /// What [`SessionContext::sql`] gives, and planning errors of the statements about models.
+    async fn ae_sql(&self, sql: &str) -> Result<DataFrame>;
+}
+
+#[async_trait]
+impl SessionContextExt for SessionContext {
+    async fn ae_sql(&self, sql: &str) -> Result<DataFrame> {
+        let mut statements = parse(self, sql)?;
+        match (statements.pop(), statements.is_empty()) {
+            (Some(statement), true) => execute(self, statement).await,
+            (None, _) => datafusion::common::plan_err!("no statement was given"),
+            _ => {
+                datafusion::common::plan_err!("one statement at a time; aefusion_udfs::sql::parse takes several apart")
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! What the statements about models do.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
+use datafusion::common::plan_err;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::sql::parser::Statement as DataFusionStatement;
+use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
+
+use super::{CreateModel, Options, Statement, TrainerHandle, TrainingJob};
+use crate::config::AeOptions;
+use crate::model::catalog::Models;
+use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
+use crate::model::store::{ModelRef, Publish, read, write_new};
+use crate::model::{Limits, Model, describe, describe_pair};
+use crate::tables::model_rows;
+
+/// Options that say what a file holds.
+const DESCRIBING: [&str; 10] = [
+    "input_cols",
+    "code",
+    "reconstruction",
+    "scaled",
+    "scaled_reconstruction",
+    "logits",
+    "scaled_features",
+    "error_metric",
+    "null_policy",
+    "contamination",
+];
+
+/// Runs a statement; those about models give one row that says what was done.
+///
+/// # Errors
+/// A planning error if the statement cannot be carried out as it stands; an execution error if files fail.
+pub async fn execute(session: &SessionContext, statement: Statement) -> Result<DataFrame> {
+    match statement {
+        Statement::DataFusion(statement) => {
+            let plan = session.state().statement_to_plan(*statement).await?;
+            session.execute_logical_plan(plan).await
+        }
+        statement => Handler::new(session)?.execute(statement).await,
+    }
+}
+
+struct Handler<'a> {
+    session: &'a SessionContext,
+    models: Arc<Models>,
+    limits: Limits,
+}
+
+impl<'a> Handler<'a> {
+    fn new(session: &'a SessionContext) -> Result<Self> {
+        let state = session.state();
+        let limits = AeOptions::of(state.config_options()).limits();
+        match state.config().get_extension::<Models>() {
+            Some(models) => Ok(Self { session, models, limits }),
+            None => plan_err!("this session has no models; register them by aefusion_udfs::register_all"),
+        }
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<DataFrame> {
+        match statement {
+            Statement::CreateModel(create) => {
+                let name = create.model.to_string();
+                self.create(create).await.map_err(|e| explain(format!("CREATE MODEL {name}"), e))
+            }
+            Statement::DropModel { model, if_exists } => self.drop(&model, if_exists).await,
+            Statement::ShowModels => self.session.read_batch(model_rows(&self.models, &self.limits).await?),
+            Statement::DescribeModel(model) => self.describe(&model).await,
+            Statement::AlterModel { model, options } => {
+                self.alter(&model, options).await.map_err(|e| explain(format!("ALTER MODEL {model}"), e))
+            }
+            Statement::ExportModel { model, to } => {
+                self.export(&model, &to).await.map_err(|e| explain(format!("EXPORT MODEL {model}"), e))
+            }
+            Statement::DataFusion(statement) => plan_err!("not a statement about models: {statement}"),
+        }
+    }
+
+    async fn create(&self, create: CreateModel) -> Result<DataFrame> {
+        let name = &create.model.name;
+        let exists = self.models.names().await?.contains(name);
+        if exists && create.if_not_exists {
+            return self.published(&create.model).await;
+        }
+        if exists && !create.or_replace {
+            return plan_err!("it exists already; CREATE OR REPLACE MODEL {name} … publishes its next version");
+        }
+        let mut options = create.options;
+        let model_type = match options.take_text("model_type")? {
+            Some(model_type) => model_type.to_lowercase(),
+            None if options.contains("model_path") || options.contains("encoder_path") => "onnx".to_owned(),
+            None => "autoencoder".to_owned(),
+        };
+        let bytes = match (model_type.as_str(), create.query) {
+            ("onnx", query) => self.foreign_file(options, query).await?,
+            (_, Some(query)) => self.train(&create.model, model_type, options, query).await?,
+            (_, None) => {
+                return plan_err!(
+                    "a model of type '{model_type}' is trained from the rows of a query (… AS SELECT …); a model made \
+                     elsewhere is registered with OPTIONS (model_type = 'onnx', model_path = '…')"
+                );
+            }
+        };
+        let mode = if create.or_replace { Publish::NextVersion } else { Publish::New };
+        self.models.publish(name, bytes, mode, &self.limits).await?;
+        self.published(&create.model).await
+    }
+
+    async fn foreign_file(&self, mut options: Options, query: Option<Box<Query>>) -> Result<Bytes> {
+        let path = options.take_text("model_path")?;
+        let pair = (options.take_text("encoder_path")?, options.take_text("decoder_path")?);
+        let mut metadata = describing(&mut options)?;
+        let mut known = vec!["model_type", "model_path", "encoder_path", "decoder_path"];
+        known.extend(DESCRIBING);
+        options.finish(&known)?;
+        if let Some(query) = query {
+            let features = self.columns(query).await?;
+            if metadata.features.replace(features).is_some() {
+                return plan_err!("give input_cols or AS SELECT, not both: each names the inputs");
+            }
+        }
+        match (path, pair) {
+            (Some(path), (None, None)) => describe(&read(&path, &self.limits).await?, metadata, &self.limits)
+                .map_err(|e| explain(format!("'{path}'"), e)),
+            (None, (Some(encoder), Some(decoder))) => {
+                let (encoder, decoder) = (read(&encoder, &self.limits).await?, read(&decoder, &self.limits).await?);
+                describe_pair(&encoder, &decoder, metadata, &self.limits)
+            }
+            _ => plan_err!("give the option model_path, or both encoder_path and decoder_path"),
+        }
+    }
+
+    /// Columns of a query as features: their names and types.
+    async fn columns(&self, query: Box<Query>) -> Result<Vec<Feature>> {
+        let rows = self.session.execute_logical_plan(self.plan(query).await?).await?;
+        let feature = |field: &Arc<datafusion::arrow::datatypes::Field>| Feature {
+            name: field.name().clone(),
+            type_name: Some(field.data_type().to_string()),
+        };
+        Ok(rows.schema().fields().iter().map(feature).collect())
+    }
+
+    async fn plan(&self, query: Box<Query>) -> Result<LogicalPlan> {
+        let statement = DataFusionStatement::Statement(Box::new(SqlStatement::Query(query)));
+        self.session.state().statement_to_plan(statement).await
+    }
+
+    async fn train(
+        &self,
+        model: &ModelRef,
+        model_type: String,
+        mut options: Options,
+        query: Box<Query>,
+    ) -> Result<Bytes> {
+        let Some(trainer) = self.session.state().config().get_extension::<TrainerHandle>() else {
+            return plan_err!(
+                "this build has no trainer, so it cannot train from a query; a model made elsewhere is registered with \
+                 OPTIONS (model_type = 'onnx', model_path = '…')"
+            );
+        };
+        options.insert("model_type".to_owned(), super::OptionValue::Text(model_type))?;
+        let rows = self.session.execute_logical_plan(self.plan(query).await?).await?;
+        trainer.0.train(self.session, TrainingJob { name: model.name.to_string(), options, rows }).await
+    }
+
+    async fn drop(&self, model: &ModelRef, if_exists: bool) -> Result<DataFrame> {
+        let removed = self.models.remove(model).await?;
+        if removed == 0 && !if_exists {
+            // says what is there instead
+            self.models.find(model, &self.limits).await.map_err(|e| explain(format!("DROP MODEL {model}"), e))?;
+        }
+        self.row(vec![("model", text(model.to_string())), ("versions_removed", number(removed))])
+    }
+
+    async fn alter(&self, model: &ModelRef, mut options: Options) -> Result<DataFrame> {
+        let found = self.models.find(model, &self.limits).await?;
+        let metadata = describing(&mut options)?;
+        options.finish(&DESCRIBING)?;
+        let bytes = describe(found.bytes(), metadata, &self.limits)?;
+        self.models.publish(&model.name, bytes, Publish::NextVersion, &self.limits).await?;
+        self.published(model).await
+    }
+
+    async fn export(&self, model: &ModelRef, to: &str) -> Result<DataFrame> {
+        let found = self.models.find(model, &self.limits).await?;
+        write_new(to, found.bytes().clone()).await?;
+        self.row(vec![
+            ("model", text(found.to_string())),
+            ("path", text(to.to_owned())),
+            ("size_bytes", number(found.bytes().len())),
+            ("sha256", text(found.sha256_hex())),
+        ])
+    }
+
+    async fn published(&self, model: &ModelRef) -> Result<DataFrame> {
+        let found = self.models.find(model, &self.limits).await?;
+        let contract = found.contract();
+        let code = contract.tensor(Role::Code).map(|code| code.width() as u64);
+        self.row(vec![
+            ("model", text(found.to_string())),
+            ("features", number(contract.features.len())),
+            ("code", Arc::new(UInt64Array::from(vec![code]))),
+            ("sha256", text(found.sha256_hex())),
+        ])
+    }
+
+    async fn describe(&self, model: &ModelRef) -> Result<DataFrame> {
+        let found = self.models.find(model, &self.limits).await?;
+        let properties = properties(&found);
+        let (names, values): (Vec<_>, Vec<_>) = properties.into_iter().unzip();
+        self.row(vec![("property", Arc::new(StringArray::from(names))), ("value", Arc::new(StringArray::from(values)))])
+    }
+
+    fn row(&self, columns: Vec<(&str, ArrayRef)>) -> Result<DataFrame> {
+        self.session.read_batch(RecordBatch::try_from_iter(columns)?)
+    }
+}
+
+fn properties(model: &Model) -> Vec<(String, String)> {
+    let contract = model.contract();
+    let names: Vec<&str> = contract.features.iter().map(|feature| feature.name.as_str()).collect();
+    let inputs: Vec<String> = contract.inputs.iter().map(ToString::to_string).collect();
+    let mut properties = vec![
+        ("model", model.to_string()),
+        ("sha256", model.sha256_hex()),
+        ("size_bytes", model.bytes().len().to_string()),
+        ("producer", model.producer()),
+        ("inputs", inputs.join(", ")),
+        ("features", format!("{}: {}", names.len(), names.join(", "))),
+    ];
+    for role in Role::ALL {
+        properties.push((role.name(), contract.found(role).to_string()));
+    }
+    properties.push(("decoder", contract.decoder().to_string()));
+    properties.push(("error_metric", contract.error_metric.to_string()));
+    properties.push(("null_policy", contract.null_policy.to_string()));
+    if let Some(contamination) = contract.contamination {
+        properties.push(("contamination", contamination.to_string()));
+    }
+    if let Some(rows) = contract.fixed_rows {
+        properties.push(("fixed_batch", rows.to_string()));
+    }
+    properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Takes the options that say what a file holds.
+fn describing(options: &mut Options) -> Result<Metadata> {
+    let mut metadata = Metadata {
+        features: options.take_texts("input_cols")?.map(|names| names.into_iter().map(Feature::named).collect()),
+        scaled_features: options.take_texts("scaled_features")?,
+        error_metric: options.take_text("error_metric")?.map(|name| name.parse()).transpose()?,
+        null_policy: options.take_text("null_policy")?.map(|name| name.parse()).transpose()?,
+        contamination: options
+            .take_number("contamination")?
+            .map(|share| parse_contamination(&share.to_string()))
+            .transpose()?,
+        ..Metadata::default()
+    };
+    for role in Role::ALL {
+        if let Some(tensor) = options.take_text(role.name())? {
+            metadata.tensors.insert(role, tensor);
+        }
+    }
+    Ok(metadata)
+}
+
+/// Puts before an error what was being done.
+pub(super) fn explain(what: String, error: DataFusionError) -> DataFusionError {
+    match error {
+        DataFusionError::Plan(text) => DataFusionError::Plan(format!("{what}: {text}")),
+        DataFusionError::Execution(text) => DataFusionError::Execution(format!("{what}: {text}")),
+        other => other.context(what),
+    }
+}
+
+fn text(value: String) -> ArrayRef {
+    Arc::new(StringArray::from(vec![value]))
+}
+
+fn number(value: usize) -> ArrayRef {
+    Arc::new(UInt64Array::from(vec![value as u64]))
+}

@@ -1,0 +1,114 @@
+//! `OPTIONS (key = value, …)`.
+
+use std::collections::BTreeMap;
+
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+
+use crate::near;
+
+/// A literal value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OptionValue {
+    /// `'text'`
+    Text(String),
+    /// `1`, `-0.5`
+    Number(f64),
+    /// `TRUE`, `FALSE`
+    Boolean(bool),
+    /// `[…]` or `ARRAY[…]`
+    List(Vec<OptionValue>),
+}
+
+impl OptionValue {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "a string",
+            Self::Number(_) => "a number",
+            Self::Boolean(_) => "a boolean",
+            Self::List(_) => "a list",
+        }
+    }
+}
+
+/// Options by name; each is taken once, and what is left over is unknown.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Options(BTreeMap<String, OptionValue>);
+
+impl Options {
+    /// Adds an option.
+    ///
+    /// # Errors
+    /// A planning error if it is there already.
+    pub fn insert(&mut self, key: String, value: OptionValue) -> Result<()> {
+        match self.0.insert(key.clone(), value) {
+            None => Ok(()),
+            Some(_) => plan_err!("option {key} is given twice"),
+        }
+    }
+
+    /// Whether an option is given.
+    pub fn contains(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// Takes an option.
+    pub fn take(&mut self, key: &str) -> Option<OptionValue> {
+        self.0.remove(key)
+    }
+
+    /// Takes a string.
+    ///
+    /// # Errors
+    /// A planning error if it is something else.
+    pub fn take_text(&mut self, key: &str) -> Result<Option<String>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(OptionValue::Text(text)) => Ok(Some(text)),
+            Some(other) => plan_err!("option {key} must be a string, found {}", other.kind()),
+        }
+    }
+
+    /// Takes a number, as text.
+    ///
+    /// # Errors
+    /// A planning error if it is something else.
+    pub fn take_number(&mut self, key: &str) -> Result<Option<f64>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(OptionValue::Number(number)) => Ok(Some(number)),
+            Some(other) => plan_err!("option {key} must be a number, found {}", other.kind()),
+        }
+    }
+
+    /// Takes a list of strings.
+    ///
+    /// # Errors
+    /// A planning error if it is something else.
+    pub fn take_texts(&mut self, key: &str) -> Result<Option<Vec<String>>> {
+        let text = |value| match value {
+            OptionValue::Text(text) => Ok(text),
+            other => plan_err!("option {key} must be a list of strings, found {} in it", other.kind()),
+        };
+        match self.take(key) {
+            None => Ok(None),
+            Some(OptionValue::List(values)) => values.into_iter().map(text).collect::<Result<_>>().map(Some),
+            Some(other) => plan_err!("option {key} must be a list of strings, found {}", other.kind()),
+        }
+    }
+
+    /// That nothing is left.
+    ///
+    /// # Errors
+    /// A planning error that names the unknown option and the nearest known ones.
+    pub fn finish(&self, known: &[&str]) -> Result<()> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(key) => plan_err!(
+                "unknown option {key}{}; the options here are {}",
+                near::hint(key, known.iter().copied()),
+                known.join(", ")
+            ),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Table functions: what models there are and what they take.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
+use datafusion::catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider};
+use datafusion::common::plan_err;
+use datafusion::datasource::MemTable;
+use datafusion::error::Result;
+use datafusion::logical_expr::Expr;
+
+use crate::blocking::wait;
+use crate::config::AeOptions;
+use crate::functions::model_argument;
+use crate::model::Limits;
+use crate::model::catalog::Models;
+use crate::model::metadata::Role;
+use crate::model::store::ModelRef;
+
+/// `ae_models()`: one row a model and version.
+#[derive(Debug)]
+pub(crate) struct ModelTable(pub(crate) Models);
+
+/// `ae_features('model')`: one row an input of a model.
+#[derive(Debug)]
+pub(crate) struct FeatureTable(pub(crate) Models);
+
+impl TableFunctionImpl for ModelTable {
+    fn call_with_args(&self, args: TableFunctionArgs<'_, '_>) -> Result<Arc<dyn TableProvider>> {
+        if !args.exprs().is_empty() {
+            return plan_err!("ae_models() takes no arguments");
+        }
+        let models = self.0.clone();
+        let limits = AeOptions::of(args.session().config_options()).limits();
+        let batch = wait(async move { model_rows(&models, &limits).await })?;
+        Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
+    }
+}
+
+/// One row a model and version. A file that cannot be loaded is listed too, and the column `problem` says why.
+pub(crate) async fn model_rows(models: &Models, limits: &Limits) -> Result<RecordBatch> {
+    let listed = models.list().await?;
+    let mut loaded = Vec::new();
+    for row in &listed {
+        let reference = ModelRef { name: row.model.clone(), version: Some(row.version) };
+        loaded.push(models.find(&reference, limits).await);
+    }
+    let model = |i: usize| loaded[i].as_ref().ok();
+    let rows = 0..listed.len();
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("model", Arc::new(StringArray::from_iter_values(listed.iter().map(|row| row.model.as_str())))),
+        ("version", Arc::new(UInt64Array::from_iter_values(listed.iter().map(|row| row.version)))),
+        (
+            "features",
+            Arc::new(
+                rows.clone().map(|i| model(i).map(|m| m.contract().features.len() as u64)).collect::<UInt64Array>(),
+            ),
+        ),
+        (
+            "code",
+            Arc::new(
+                rows.clone()
+                    .map(|i| model(i).and_then(|m| m.contract().tensor(Role::Code)).map(|code| code.width() as u64))
+                    .collect::<UInt64Array>(),
+            ),
+        ),
+        ("producer", Arc::new(rows.clone().map(|i| model(i).map(|m| m.producer())).collect::<StringArray>())),
+        ("size_bytes", Arc::new(UInt64Array::from_iter_values(listed.iter().map(|row| row.size)))),
+        (
+            "published",
+            Arc::new(
+                listed.iter().map(|row| row.published).collect::<TimestampMicrosecondArray>().with_timezone("UTC"),
+            ),
+        ),
+        ("sha256", Arc::new(rows.clone().map(|i| model(i).map(|m| m.sha256_hex())).collect::<StringArray>())),
+        (
+            "problem",
+            Arc::new(rows.map(|i| loaded[i].as_ref().err().map(|e| e.strip_backtrace())).collect::<StringArray>()),
+        ),
+    ];
+    batch(columns)
+}
+
+fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?)
+}
+
+impl TableFunctionImpl for FeatureTable {
+    fn call_with_args(&self, args: TableFunctionArgs<'_, '_>) -> Result<Arc<dyn TableProvider>> {
+        let reference = match args.exprs() {
+            [] => None,
+            [Expr::Literal(value, _)] if model_argument(Some(value)).is_some() => model_argument(Some(value)),
+            _ => return plan_err!("ae_features('model') takes the name of a model as a string"),
+        };
+        let options = AeOptions::of(args.session().config_options());
+        let model = self.0.resolve(reference, &options)?;
+        let contract = model.contract();
+        let inputs: Vec<_> =
+            contract.inputs.iter().flat_map(|input| std::iter::repeat_n(input, input.width())).collect();
+        let features = &contract.features;
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("position", Arc::new(UInt64Array::from_iter_values(1..=features.len() as u64))),
+            ("feature", Arc::new(StringArray::from_iter_values(features.iter().map(|feature| feature.name.as_str())))),
+            ("type", Arc::new(features.iter().map(|feature| feature.type_name.as_deref()).collect::<StringArray>())),
+            ("tensor", Arc::new(StringArray::from_iter_values(inputs.iter().map(|input| input.name.as_str())))),
+            (
+                "element",
+                Arc::new(StringArray::from_iter_values(inputs.iter().map(|input| format!("{:?}", input.element)))),
+            ),
+        ];
+        let batch = batch(columns)?;
+        Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
+    }
+}
