@@ -1,0 +1,101 @@
+//! The command line: one file a subcommand.
+
+mod doctor;
+mod output;
+mod progress;
+mod repl;
+mod sql;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use datafusion::error::{DataFusionError, Result};
+
+use crate::session::{Session, SessionOptions};
+
+/// Exit code of a query that was interrupted by Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// Autoencoders in SQL.
+#[derive(Debug, Parser)]
+#[command(name = "aefusion", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run SQL: a shell, or the statements that are given
+    Sql(sql::SqlArgs),
+    /// Tell which ONNX Runtime, devices, model store and settings are in use
+    Doctor(doctor::DoctorArgs),
+}
+
+/// What all subcommands that open a session take.
+#[derive(Debug, Args)]
+struct SessionArgs {
+    /// Model store: a directory or a URL (s3://, gs://, az://, https://, memory:///)
+    #[arg(long, value_name = "DIR|URL", env = "AEFUSION_MODELS", default_value_os_t = aefusion_udfs::model::store::default_location())]
+    models: PathBuf,
+
+    /// Memory that sorts, joins and aggregates may use before they spill to disk, for example 256MB
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<ByteSize>,
+}
+
+impl SessionArgs {
+    fn open(&self) -> Result<Session> {
+        let memory_limit = self.memory_limit.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
+        Session::open(&SessionOptions { models: self.models.to_string_lossy().into_owned(), memory_limit })
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Failed,
+    Interrupted,
+}
+
+impl Cli {
+    /// Runs the command and tells the exit code: 0, 1 after an error, 130 after Ctrl-C.
+    pub fn run(self) -> ExitCode {
+        let outcome = match self.command {
+            Command::Sql(args) => args.run(),
+            Command::Doctor(args) => args.run(),
+        };
+        match outcome {
+            Ok(Outcome::Done) => ExitCode::SUCCESS,
+            Ok(Outcome::Failed) => ExitCode::FAILURE,
+            Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+            // `aefusion … | head` is not an error
+            Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+            Err(e) => {
+                report(&e);
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn is_broken_pipe(error: &DataFusionError) -> bool {
+    let is_pipe = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    match error.find_root() {
+        DataFusionError::IoError(e) => is_pipe(e),
+        DataFusionError::ArrowError(e, _) => {
+            matches!(e.as_ref(), datafusion::arrow::error::ArrowError::IoError(_, e) if is_pipe(e))
+        }
+        _ => false,
+    }
+}
+
+/// Prints an error to standard error; there is nothing to do if that fails too.
+fn report(error: &DataFusionError) {
+    let text = error.strip_backtrace();
+    drop(writeln!(io::stderr(), "error: {text}"));
+}

@@ -1,0 +1,98 @@
+//! The progress bar of a long query: rows read, rows a second.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::common::stats::Precision;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A query that is faster than this shows no bar.
+const DELAY: Duration = Duration::from_millis(700);
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Follows a plan that is running.
+#[derive(Debug)]
+pub(super) struct Progress {
+    sources: Vec<Arc<dyn ExecutionPlan>>,
+    bar: ProgressBar,
+    is_shown: bool,
+}
+
+impl Progress {
+    /// Follows the sources of a plan.
+    pub(super) fn start(plan: &Arc<dyn ExecutionPlan>, is_shown: bool) -> Self {
+        let mut sources = Vec::new();
+        collect_sources(plan, &mut sources);
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        let style = match total(&sources) {
+            Some(total) => {
+                bar.set_length(total);
+                "{bar:30} {human_pos} of {human_len} rows, {per_sec}, {eta} left"
+            }
+            None => "{spinner} {human_pos} rows, {per_sec}, {elapsed}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        Self { sources, bar, is_shown }
+    }
+
+    /// Waits for the next batch, and draws meanwhile.
+    pub(super) async fn watch<T>(&self, next: impl Future<Output = T>) -> T {
+        if !self.is_shown {
+            return next.await;
+        }
+        tokio::pin!(next);
+        loop {
+            match tokio::time::timeout(INTERVAL, &mut next).await {
+                Ok(batch) => return batch,
+                Err(_) => self.draw(),
+            }
+        }
+    }
+
+    fn draw(&self) {
+        if self.bar.elapsed() > DELAY && self.bar.is_hidden() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        let rows = |source: &Arc<dyn ExecutionPlan>| source.metrics().and_then(|metrics| metrics.output_rows());
+        let rows: usize = self.sources.iter().filter_map(rows).sum();
+        self.bar.set_position(rows as u64);
+    }
+
+    /// Prints something else between two drawings.
+    pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        match self.is_shown {
+            true => self.bar.suspend(print),
+            false => print(),
+        }
+    }
+
+    /// Takes the bar away.
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn collect_sources(plan: &Arc<dyn ExecutionPlan>, sources: &mut Vec<Arc<dyn ExecutionPlan>>) {
+    let children = plan.children();
+    if children.is_empty() {
+        sources.push(Arc::clone(plan));
+    }
+    children.into_iter().for_each(|child| collect_sources(child, sources));
+}
+
+/// Rows of all sources, where all know it.
+fn total(sources: &[Arc<dyn ExecutionPlan>]) -> Option<u64> {
+    let context = StatisticsContext::new();
+    let rows =
+        |source: &Arc<dyn ExecutionPlan>| match context.compute(source.as_ref(), &StatisticsArgs::new()).ok()?.num_rows
+        {
+            Precision::Exact(rows) | Precision::Inexact(rows) => Some(rows as u64),
+            Precision::Absent => None,
+        };
+    sources.iter().map(rows).sum()
+}

@@ -1,0 +1,4 @@
+//! The aefusion program: autoencoders in SQL. The functions themselves are in the crate `aefusion_udfs`.
+
+pub mod cli;
+pub mod session;

@@ -1,0 +1,81 @@
+//! The one place that builds the session that every subcommand uses.
+
+mod files;
+mod stores;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::model::store::ModelStore;
+use datafusion::catalog::DynamicFileCatalog;
+use datafusion::error::Result;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+/// Consumers of memory that an out-of-memory error names.
+const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4);
+
+/// How a session is opened.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// Directory or URL of the model store.
+    pub models: String,
+    /// Memory that operators may use before they spill, bytes; none: no limit.
+    pub memory_limit: Option<usize>,
+}
+
+/// A DataFusion session with autoencoders and files as tables.
+#[derive(Clone)]
+pub struct Session {
+    context: SessionContext,
+    models: Models,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("models", &self.models).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Opens a session; `DATAFUSION_…` environment variables set its defaults.
+    ///
+    /// # Errors
+    /// A planning error if the model store's URL is refused.
+    pub fn open(options: &SessionOptions) -> Result<Self> {
+        let models = Models::new(ModelStore::open(&options.models)?);
+        let mut config = SessionConfig::from_env()?.with_information_schema(true);
+        config.options_mut().explain.format = datafusion::common::format::ExplainFormat::Indent;
+        let mut runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(stores::LazyStores::default()));
+        if let Some(bytes) = options.memory_limit {
+            let pool = TrackConsumersPool::new(FairSpillPool::new(bytes), NAMED_CONSUMERS);
+            runtime = runtime.with_memory_pool(Arc::new(pool));
+        }
+        let state = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(runtime.build_arc()?)
+            .with_default_features()
+            .with_autoencoders(models.clone())
+            .build();
+        let tables = Arc::new(files::FileTables::default());
+        let catalogs = DynamicFileCatalog::new(Arc::clone(state.catalog_list()), Arc::clone(&tables) as _);
+        let state = SessionStateBuilder::new_from_existing(state).with_catalog_list(Arc::new(catalogs)).build();
+        let context = SessionContext::new_with_state(state);
+        tables.connect(&context);
+        Ok(Self { context, models })
+    }
+
+    /// DataFusion's part.
+    pub fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// The models.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+}

@@ -1,0 +1,121 @@
+//! `FROM 'file.parquet'`: files, globs and folders as tables.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::catalog::{TableProvider, UrlTableFactory};
+use datafusion::common::{exec_err, plan_err};
+use datafusion::datasource::file_format::FileFormat;
+use datafusion::datasource::file_format::arrow::ArrowFormat;
+use datafusion::datasource::file_format::csv::CsvFormat;
+use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
+use datafusion::datasource::file_format::json::JsonFormat;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::{
+    ListingOptions, ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl,
+};
+use datafusion::error::Result;
+use datafusion::execution::SessionState;
+use datafusion::prelude::SessionContext;
+use futures::StreamExt;
+use std::sync::OnceLock;
+
+/// Makes tables out of paths and URLs, by their extension.
+#[derive(Default)]
+pub(super) struct FileTables {
+    session: OnceLock<Box<dyn Fn() -> Option<SessionState> + Send + Sync>>,
+}
+
+impl std::fmt::Debug for FileTables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileTables").finish_non_exhaustive()
+    }
+}
+
+impl FileTables {
+    /// Connects the tables with the session that they are read in.
+    pub(super) fn connect(&self, context: &SessionContext) {
+        let weak = context.state_weak_ref();
+        let state = move || weak.upgrade().map(|state| state.read().clone());
+        // a second connection would be to the same session
+        drop(self.session.set(Box::new(state)));
+    }
+}
+
+#[async_trait]
+impl UrlTableFactory for FileTables {
+    async fn try_new(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let Some(state) = self.session.get().and_then(|state| state()) else { return Ok(None) };
+        let format = format_of(name, &state)?;
+        let is_folder = name.ends_with('/') || std::path::Path::new(name).is_dir();
+        if format.is_none() && !is_folder {
+            return match name.contains("://") {
+                true => plan_err!("'{name}' cannot be read as a table: {}", KNOWN),
+                false => Ok(None),
+            };
+        }
+        let url = match is_folder && !name.ends_with('/') {
+            true => ListingTableUrl::parse(format!("{name}/"))?,
+            false => ListingTableUrl::parse(name)?,
+        };
+        let config = ListingTableConfig::new(url.clone());
+        let config = match format {
+            Some((format, extension)) => {
+                exists(&url, name, &state).await?;
+                config.with_listing_options(ListingOptions::new(format).with_file_extension(extension))
+            }
+            None => config.infer_options(&state).await?,
+        };
+        let config = config.infer_partitions_from_path(&state).await?.infer_schema(&state).await?;
+        Ok(Some(Arc::new(ListingTable::try_new(config)?)))
+    }
+}
+
+const KNOWN: &str = "the extensions are parquet, csv, tsv, json, ndjson, jsonl, arrow, ipc and feather, text also with gz, bz2, xz or zst";
+
+/// The format and the extension, compression included, that a name ends in.
+fn format_of(name: &str, state: &SessionState) -> Result<Option<(Arc<dyn FileFormat>, String)>> {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    let mut parts = file.rsplit('.');
+    let last = parts.next().unwrap_or_default();
+    let compression = FileCompressionType::from_str(last).unwrap_or(FileCompressionType::UNCOMPRESSED);
+    let (extension, whole) = match compression.is_compressed() {
+        false => (last, last.to_owned()),
+        true => {
+            let extension = parts.next().unwrap_or_default();
+            (extension, format!("{extension}.{last}"))
+        }
+    };
+    if parts.next().is_none() {
+        return Ok(None);
+    }
+    let options = state.default_table_options();
+    let format: Arc<dyn FileFormat> = match extension.to_ascii_lowercase().as_str() {
+        "parquet" => Arc::new(ParquetFormat::default().with_options(options.parquet)),
+        "csv" => Arc::new(CsvFormat::default().with_options(options.csv).with_file_compression_type(compression)),
+        "tsv" => Arc::new(
+            CsvFormat::default()
+                .with_options(options.csv)
+                .with_delimiter(b'\t')
+                .with_file_compression_type(compression),
+        ),
+        "json" | "ndjson" | "jsonl" => {
+            Arc::new(JsonFormat::default().with_options(options.json).with_file_compression_type(compression))
+        }
+        "arrow" | "ipc" | "feather" => Arc::new(ArrowFormat),
+        _ => return Ok(None),
+    };
+    Ok(Some((format, whole)))
+}
+
+/// A missing file would be an empty table.
+async fn exists(url: &ListingTableUrl, name: &str, state: &SessionState) -> Result<()> {
+    let store = state.runtime_env().object_store(url)?;
+    let mut files = url.list_all_files(state, store.as_ref(), "").await?;
+    match files.next().await {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(e)) => Err(e),
+        None => exec_err!("no such file: '{name}'"),
+    }
+}

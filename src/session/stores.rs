@@ -1,0 +1,34 @@
+//! Object stores that are opened when a query first names one.
+
+use std::sync::Arc;
+
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry};
+use object_store::ObjectStore;
+use url::Url;
+
+/// The default registry; a URL that it does not know is opened with the credentials of the environment.
+#[derive(Debug, Default)]
+pub(super) struct LazyStores {
+    known: DefaultObjectStoreRegistry,
+}
+
+impl ObjectStoreRegistry for LazyStores {
+    fn register_store(&self, url: &Url, store: Arc<dyn ObjectStore>) -> Option<Arc<dyn ObjectStore>> {
+        self.known.register_store(url, store)
+    }
+
+    fn deregister_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        self.known.deregister_store(url)
+    }
+
+    fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        if let Ok(store) = self.known.get_store(url) {
+            return Ok(store);
+        }
+        let (store, _) = aefusion_udfs::model::store::open(url.as_str())
+            .map_err(|e: DataFusionError| e.context(format!("tables at {url} cannot be read")))?;
+        self.known.register_store(url, Arc::clone(&store));
+        Ok(store)
+    }
+}
