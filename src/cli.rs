@@ -14,6 +14,7 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use datafusion::error::{DataFusionError, Result};
 
+use crate::message;
 use crate::session::{Session, SessionOptions};
 
 /// Exit code of a query that was interrupted by Ctrl-C.
@@ -96,6 +97,5 @@ fn is_broken_pipe(error: &DataFusionError) -> bool {
 
 /// Prints an error to standard error; there is nothing to do if that fails too.
 fn report(error: &DataFusionError) {
-    let text = error.strip_backtrace();
-    drop(writeln!(io::stderr(), "error: {text}"));
+    drop(writeln!(io::stderr(), "{}", message(error)));
 }

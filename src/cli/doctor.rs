@@ -31,7 +31,7 @@ impl DoctorArgs {
             }
             Err(e) => {
                 outcome = Outcome::Failed;
-                writeln!(out, "ONNX Runtime  MISSING: {}", e.strip_backtrace())?;
+                writeln!(out, "ONNX Runtime  MISSING: {}", crate::message(&e))?;
             }
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -44,7 +44,7 @@ impl DoctorArgs {
             Ok(n) => format!("{n} model files"),
             Err(e) => {
                 outcome = Outcome::Failed;
-                format!("CANNOT BE READ: {}", e.strip_backtrace())
+                format!("CANNOT BE READ: {}", crate::message(&e))
             }
         };
         writeln!(out, "model store   {}: {models}", session.models().store().location())?;

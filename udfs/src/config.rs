@@ -1,30 +1,45 @@
 //! Settings of a session, `SET ae.… = …`.
 
-use datafusion::common::config::{ConfigExtension, ConfigOptions};
-use datafusion::common::extensions_options;
+use std::any::Any;
+
+use datafusion::common::{config_err, plan_err};
+use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
+use datafusion::error::Result;
 
 use crate::model::Limits;
-
-extensions_options! {
-    /// Settings under `ae.`.
-    pub struct AeOptions {
-        /// Model that a function without a model name uses; empty (the default): the only model of the store.
-        pub default_model: String, default = String::new()
-        /// Rows of one run of a model, 0 to 1048576, rounded up to a multiple of 16; 0 (the default): from the widths of the model.
-        pub batch_rows: usize, default = 0
-        /// Where models run; 'cpu' (the default) is what this build has. Asking for a device that is not there fails.
-        pub device: String, default = "cpu".to_owned()
-        /// Largest model file that is read, bytes, 1 up; default 536870912 (512 MiB).
-        pub max_model_bytes: u64, default = Limits::default().bytes
-    }
-}
-
-impl ConfigExtension for AeOptions {
-    const PREFIX: &'static str = "ae";
-}
+use crate::near;
 
 /// Rows of one run, at most.
 const MAX_BATCH_ROWS: usize = 1 << 20;
+
+/// Settings under `ae.`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AeOptions {
+    /// Model that a function without a model name uses; empty: the only model of the store.
+    pub default_model: String,
+    /// Rows of one run of a model, 0 to 1048576, rounded up to a multiple of 16; 0: from the widths of the model.
+    pub batch_rows: usize,
+    /// Where models run.
+    pub device: String,
+    /// Largest model file that is read, bytes.
+    pub max_model_bytes: u64,
+}
+
+impl Default for AeOptions {
+    fn default() -> Self {
+        Self {
+            default_model: String::new(),
+            batch_rows: 0,
+            device: "cpu".to_owned(),
+            max_model_bytes: Limits::default().bytes,
+        }
+    }
+}
+
+const DEFAULT_MODEL: &str = "default_model";
+const BATCH_ROWS: &str = "batch_rows";
+const DEVICE: &str = "device";
+const MAX_MODEL_BYTES: &str = "max_model_bytes";
 
 impl AeOptions {
     /// The settings of a session; the defaults where none were installed.
@@ -34,10 +49,92 @@ impl AeOptions {
 
     /// Rows of one run, where the user says it.
     pub(crate) fn block_rows(&self) -> Option<usize> {
-        (self.batch_rows > 0).then(|| self.batch_rows.min(MAX_BATCH_ROWS))
+        (self.batch_rows > 0).then_some(self.batch_rows)
     }
 
     pub(crate) fn limits(&self) -> Limits {
         Limits { bytes: self.max_model_bytes, ..Limits::default() }
+    }
+
+    /// That models can run where they are asked to.
+    ///
+    /// # Errors
+    /// A planning error if this build has no such device.
+    pub(crate) fn check_device(&self) -> Result<()> {
+        if self.device != "cpu" {
+            return plan_err!(
+                "ae.device = '{}': this build has no such device; it has 'cpu' (SET ae.device = 'cpu')",
+                self.device
+            );
+        }
+        Ok(())
+    }
+}
+
+impl ConfigExtension for AeOptions {
+    const PREFIX: &'static str = "ae";
+}
+
+impl ExtensionOptions for AeOptions {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(self.clone())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            DEFAULT_MODEL => value.clone_into(&mut self.default_model),
+            DEVICE => value.to_lowercase().clone_into(&mut self.device),
+            BATCH_ROWS => match value.parse() {
+                Ok(rows) if rows <= MAX_BATCH_ROWS => self.batch_rows = rows,
+                _ => return config_err!("ae.batch_rows must be a whole number from 0 to {MAX_BATCH_ROWS}; found '{value}'"),
+            },
+            MAX_MODEL_BYTES => match value.parse() {
+                Ok(bytes) if bytes > 0 => self.max_model_bytes = bytes,
+                _ => return config_err!("ae.max_model_bytes must be a whole number of bytes from 1 up; found '{value}'"),
+            },
+            other => {
+                let known = [DEFAULT_MODEL, BATCH_ROWS, DEVICE, MAX_MODEL_BYTES];
+                return config_err!("there is no setting ae.{other}{}", near::hint(other, known));
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        let entry = |key: &str, value: String, description| ConfigEntry {
+            key: format!("{}.{key}", Self::PREFIX),
+            value: Some(value),
+            description,
+        };
+        vec![
+            entry(
+                DEFAULT_MODEL,
+                self.default_model.clone(),
+                "Model that a function without a model name uses. Default: empty, the only model of the store.",
+            ),
+            entry(
+                BATCH_ROWS,
+                self.batch_rows.to_string(),
+                "Rows of one run of a model, 0 to 1048576, rounded up to a multiple of 16. Default: 0, from the widths of the model.",
+            ),
+            entry(
+                DEVICE,
+                self.device.clone(),
+                "Where models run. Default: cpu, which is what this build has; asking for a device that is not there fails.",
+            ),
+            entry(
+                MAX_MODEL_BYTES,
+                self.max_model_bytes.to_string(),
+                "Largest model file that is read, bytes, 1 up. Default: 536870912 (512 MiB).",
+            ),
+        ]
     }
 }

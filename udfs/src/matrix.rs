@@ -191,7 +191,7 @@ impl Rows {
         for row in 0..rows.len() {
             let length = (offsets[row + 1] - offsets[row]).as_usize();
             if rows.is_valid(row) && length != width {
-                return exec_err!("needs {width} features, found a list of {length} in row {row} of its batch");
+                return exec_err!("needs lists of {width} numbers, found one of {length} in row {row} of its batch");
             }
         }
         let first = offsets.first().map_or(0, |offset| offset.as_usize());
@@ -348,7 +348,7 @@ mod tests {
     fn a_list_of_another_length_is_an_error() {
         let lists = ListArray::from_iter_primitive::<Float32Type, _, _>([Some(vec![Some(1.0)])]);
         let error = Rows::new(&[Arc::new(lists)], &features(2), 1).unwrap_err();
-        assert!(error.to_string().contains("needs 2 features, found a list of 1 in row 0"), "{error}");
+        assert!(error.to_string().contains("needs lists of 2 numbers, found one of 1 in row 0"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, Float64Array, StructArray};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, StructArray, make_array};
 use datafusion::arrow::buffer::NullBuffer;
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Fields, Float64Type};
@@ -96,11 +96,19 @@ pub(super) fn reconstruction_array(
     let DataType::Struct(fields) = reconstruction_type(call.model, call.form)? else {
         return list_array(reconstruction.values.into_f32(), reconstruction.width, valid);
     };
+    // a field of a null struct is not null by itself, and whoever takes the field sees only that
     let column = |(index, field): (usize, &Arc<Field>)| {
-        source_typed(&reconstruction.values.column(index, reconstruction.width), field.data_type())
+        let values = source_typed(&reconstruction.values.column(index, reconstruction.width), field.data_type())?;
+        null_where(&values, valid.as_ref())
     };
     let columns = fields.iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
     Ok(Arc::new(StructArray::try_new(fields, columns, valid)?))
+}
+
+/// The same values, null also in the rows that are not valid.
+pub(super) fn null_where(values: &ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> {
+    let nulls = NullBuffer::union(values.nulls(), valid);
+    Ok(make_array(values.to_data().into_builder().nulls(nulls).build()?))
 }
 
 /// Numbers as a source type: whole numbers are rounded and kept in range, a boolean is true from 0.5 up, NaN is null

@@ -78,12 +78,12 @@ impl Function for RunAll {
         for role in roles {
             let matrix = scores.take()?;
             columns.push(match role {
-                Role::Reconstruction => reconstruction_array(call, matrix, None)?,
-                _ => list_array(matrix.values.into_f32(), matrix.width, None)?,
+                Role::Reconstruction => reconstruction_array(call, matrix, scores.valid.clone())?,
+                _ => list_array(matrix.values.into_f32(), matrix.width, scores.valid.clone())?,
             });
         }
         if error {
-            columns.push(Arc::new(Float64Array::from(scores.error)));
+            columns.push(Arc::new(Float64Array::try_new(scores.error.into(), scores.valid.clone())?));
         }
         Ok(Arc::new(StructArray::try_new(fields, columns, scores.valid)?))
     }

@@ -104,12 +104,7 @@ impl Models {
     /// # Errors
     /// A planning error if there is none, or the file is refused.
     pub fn resolve(&self, reference: Option<&str>, options: &AeOptions) -> Result<Arc<Model>> {
-        if options.device != "cpu" {
-            return plan_err!(
-                "ae.device = '{}': this build has no such device; it has 'cpu' (SET ae.device = 'cpu')",
-                options.device
-            );
-        }
+        options.check_device()?;
         let (models, limits) = (self.clone(), options.limits());
         let reference = match (reference, options.default_model.as_str()) {
             (Some(reference), _) => Some(reference),

@@ -177,7 +177,7 @@ impl ModelStore {
     }
 
     pub(crate) async fn get(&self, stored: &Stored, limits: &Limits) -> Result<Bytes> {
-        check_size(&stored.meta, limits)?;
+        check_size(stored.meta.location.as_ref(), stored.meta.size, limits)?;
         let result = self.store.get(&stored.meta.location).await.map_err(|e| self.failed("read from", e))?;
         result.bytes().await.map_err(|e| self.failed("read from", e))
     }
@@ -255,12 +255,10 @@ fn local(path: &FilePath) -> Result<(Arc<dyn ObjectStore>, Path)> {
     Ok((Arc::new(LocalFileSystem::new()), path))
 }
 
-fn check_size(meta: &ObjectMeta, limits: &Limits) -> Result<()> {
-    if meta.size > limits.bytes {
+fn check_size(name: &str, size: u64, limits: &Limits) -> Result<()> {
+    if size > limits.bytes {
         return plan_err!(
-            "{} has {} bytes, at most {} are allowed for a model (ae.max_model_bytes)",
-            meta.location,
-            meta.size,
+            "'{name}' has {size} bytes, at most {} are allowed for a model (ae.max_model_bytes)",
             limits.bytes
         );
     }
@@ -277,7 +275,7 @@ pub(crate) async fn read(location: &str, limits: &Limits) -> Result<Bytes> {
     };
     let (store, path) = open(location)?;
     let meta = store.head(&path).await.map_err(failed)?;
-    check_size(&meta, limits)?;
+    check_size(location, meta.size, limits)?;
     store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)
 }
 

@@ -64,8 +64,9 @@ impl OnnxFunctions {
         }
         output.check(&model, &form)?;
         let gives = output.data_type(&model, &form)?;
-        if !can_cast_types(&gives, &return_type) {
-            return plan_err!("the output is {gives}, which RETURNS {return_type} does not fit");
+        if !fits(&gives, &return_type) {
+            let expected = if gives.is_nested() { "a list of numbers such as FLOAT[]" } else { "a number such as DOUBLE" };
+            return plan_err!("RETURNS {return_type} does not fit the output; it must be {expected}");
         }
         let function = OnnxFunction {
             name: statement.name,
@@ -87,6 +88,15 @@ impl OnnxFunctions {
         let model = Arc::new(Model::load(&ModelName::new(function)?, 1, bytes, &limits)?);
         model.verify()?;
         Ok(model)
+    }
+}
+
+/// Whether an output can be given as the declared type: a list as a list, a number as a number.
+fn fits(output: &DataType, declared: &DataType) -> bool {
+    match declared {
+        DataType::List(item) | DataType::LargeList(item) => output.is_nested() && item.data_type().is_floating(),
+        DataType::FixedSizeList(item, _) => item.data_type().is_floating() && can_cast_types(output, declared),
+        number => number.is_floating() && !output.is_nested(),
     }
 }
 

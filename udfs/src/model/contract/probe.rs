@@ -138,8 +138,9 @@ fn input(value: &ValueInfoProto, named: Option<usize>) -> Result<(TensorSpec, Op
         (1, Some(width)) if width >= known && width % known == 0 => width / known,
         _ => {
             return plan_err!(
-                "input \"{name}\" leaves its shape {dims:?} open; name its columns by the option input_cols, or export it \
-                 with all dimensions but the first fixed"
+                "input \"{name}\" leaves its shape [N, {}] open; name its columns by the option input_cols, or export it \
+                 with all dimensions but the first fixed",
+                dims.iter().map(|dim| dim.map_or("?".to_owned(), |dim| dim.to_string())).collect::<Vec<_>>().join(", ")
             );
         }
     };

@@ -270,7 +270,11 @@ impl Search<'_> {
     }
 
     fn outputs_text(&self) -> String {
-        list(&self.outputs().collect::<Vec<_>>())
+        let outputs: Vec<_> = self.outputs().collect();
+        if outputs.is_empty() {
+            return "none with one row for each input row".to_owned();
+        }
+        list(&outputs)
     }
 }
 

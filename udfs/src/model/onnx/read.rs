@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use datafusion::common::plan_err;
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use prost::Message;
 
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto};
@@ -46,9 +46,10 @@ pub(crate) fn parse(bytes: &Bytes, limits: &Limits) -> Result<ModelProto> {
             limits.bytes
         );
     }
-    let mut model = ModelProto::decode(bytes.clone()).map_err(|e| {
-        DataFusionError::External(Box::new(e)).context("not an ONNX file: its protobuf cannot be decoded")
-    })?;
+    let mut model = match ModelProto::decode(bytes.clone()) {
+        Ok(model) => model,
+        Err(e) => return plan_err!("not an ONNX file, or not all of one: {e}"),
+    };
     model.training_info.clear();
     check(&model, limits)?;
     Ok(model)
