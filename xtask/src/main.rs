@@ -1,3 +1,97 @@
-//! Tasks of this repository.
+//! Tasks of this repository: `cargo xtask setup | demo | test | ci | bench`.
 
-fn main() {}
+mod demo;
+mod setup;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+/// Tasks of this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Fetch ONNX Runtime into .onnxruntime/
+    Setup,
+    /// Score a real data set with a real autoencoder, and show what comes out
+    Demo,
+    /// Run all tests
+    Test,
+    /// Everything a change must pass: format, lints, features, documentation, tests, demo
+    Ci,
+    /// Run the benchmarks of functions and conversion
+    Bench {
+        /// Only those whose name holds this
+        filter: Option<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Setup => setup::fetch(),
+        Task::Demo => demo::show(),
+        Task::Test => test(),
+        Task::Ci => ci(),
+        Task::Bench { filter } => {
+            setup::fetch()?;
+            cargo(["bench", "--bench", "functions", "--"].into_iter().chain(filter.as_deref()))
+        }
+    }
+}
+
+fn test() -> Result<()> {
+    setup::fetch()?;
+    cargo(["test", "--workspace", "--all-targets"])?;
+    cargo(["test", "--workspace", "--doc"])
+}
+
+fn ci() -> Result<()> {
+    cargo(["fmt", "--all", "--check"])?;
+    cargo(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
+    // the plugin alone, without what the program adds: each feature must compile by itself
+    for features in ["", "load-dynamic", "load-dynamic,aws,gcp,azure,http"] {
+        cargo(["check", "--package", "aefusion-udfs", "--no-default-features", "--features", features])?;
+    }
+    one_version("datafusion")?;
+    one_version("arrow")?;
+    test()?;
+    demo::show()?;
+    cargo(["doc", "--workspace", "--no-deps"])
+}
+
+/// That the dependency tree holds a crate once: two versions of Arrow cannot share arrays.
+fn one_version(name: &str) -> Result<()> {
+    let lock = std::fs::read_to_string(root().join("Cargo.lock")).context("could not read Cargo.lock")?;
+    let n = lock.lines().filter(|line| *line == format!("name = \"{name}\"")).count();
+    if n != 1 {
+        bail!("Cargo.lock holds {n} versions of {name}, and must hold one");
+    }
+    Ok(())
+}
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run(Command::new(cargo).current_dir(root()).args(arguments))
+}
+
+/// Runs a command and waits for it.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("could not start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+-- # An autoencoder that PyTorch trained and exported, in the model store:
+CREATE MODEL sat OPTIONS (model_type = 'onnx', model_path = 'examples/demo/satimage-2.onnx');
+-- # The ten pixels of a satellite picture that it reconstructs worst, and the features that this comes from most:
+SELECT id, round(ae_error('sat'), 3) AS error,
+       c[1]['feature'] || ' ' || round(100 * c[1]['share']) || ' %' AS first,
+       c[2]['feature'] || ' ' || round(100 * c[2]['share']) || ' %' AS second,
+       c[3]['feature'] || ' ' || round(100 * c[3]['share']) || ' %' AS third,
+       CASE WHEN label = 1 THEN 'yes' ELSE '' END AS known_anomaly
+FROM (SELECT *, ae_contributions('sat') AS c FROM 'examples/demo/satimage-2.parquet')
+WHERE NOT fit_0
+ORDER BY error DESC
+LIMIT 10;
+-- # A pixel as it was measured, and denoised (its first twelve features):
+SELECT unnest(['f0', 'f1', 'f2', 'f3', 'f4', 'f5', 'f6', 'f7', 'f8', 'f9', 'f10', 'f11']) AS feature,
+       unnest([f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11]) AS measured,
+       unnest([d['f0'], d['f1'], d['f2'], d['f3'], d['f4'], d['f5'], d['f6'], d['f7'], d['f8'], d['f9'], d['f10'], d['f11']]) AS denoised
+FROM (SELECT *, ae_denoise('sat') AS d FROM 'examples/demo/satimage-2.parquet' WHERE id = 100);
+-- # How well the error ranks the 71 known anomalies among rows that the model has not seen (AUROC; 1 is perfect, 0.5 is chance):
+WITH scored AS (
+  SELECT label, ae_error('sat') AS error FROM 'examples/demo/satimage-2.parquet' WHERE NOT fit_0
+), ranked AS (
+  SELECT label, rank() OVER (ORDER BY error) + (count(*) OVER (PARTITION BY error) - 1) / 2.0 AS rank FROM scored
+)
+SELECT count(*) AS rows, sum(label) AS anomalies,
+       round((sum(rank) FILTER (WHERE label = 1) - sum(label) * (sum(label) + 1) / 2.0)
+             / (sum(label) * (count(*) - sum(label))), 6) AS auroc
+FROM ranked;
