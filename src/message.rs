@@ -27,7 +27,8 @@ pub fn message(error: &DataFusionError) -> String {
 fn unwrap<'a>(error: &'a DataFusionError, doing: &mut Vec<String>) -> &'a DataFusionError {
     match error {
         DataFusionError::Context(context, inner) => {
-            let is_rule = !context.contains(|c: char| !c.is_ascii_lowercase() && c != '_');
+            let is_rule = context.starts_with("Optimizer rule '")
+                || !context.contains(|c: char| !c.is_ascii_lowercase() && c != '_');
             if !is_rule {
                 doing.push(context.clone());
             }

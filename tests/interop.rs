@@ -58,7 +58,8 @@ async fn check(case: &Case) -> Result<(), String> {
     let table = format!("'{folder}/{}.parquet'", case.name);
     let columns = case.features.join(", ");
     let fields: Vec<String> = case.features.iter().map(|name| format!("'{name}', {name}")).collect();
-    let has_list = query(&session, &format!("SELECT * FROM {table}")).await?.schema().field_with_name("features").is_ok();
+    let has_list =
+        query(&session, &format!("SELECT * FROM {table}")).await?.schema().field_with_name("features").is_ok();
     let mut forms = vec![
         ("by name", "'m'".to_owned()),
         ("columns", format!("'m', {columns}")),
@@ -84,7 +85,9 @@ async fn check(case: &Case) -> Result<(), String> {
         }
     }
     if case.outputs.contains(&"reconstruction".to_owned()) && case.name != "decoder_reads_input" {
-        let sql = format!("SELECT reconstruction AS expected, ae_decode('m', ae_encode('m')) AS found FROM {table} ORDER BY id");
+        let sql = format!(
+            "SELECT reconstruction AS expected, ae_decode('m', ae_encode('m')) AS found FROM {table} ORDER BY id"
+        );
         let rows = query(&session, &sql).await?;
         // a code went through Float32 on the way
         let through_float32 = Case { rtol: case.rtol.max(1e-5), atol: case.atol.max(1e-6), ..case.clone() };

@@ -20,8 +20,7 @@ use sqllogictest::{
 fn main() {
     // paths in the files are those of a user in the root of the repository
     std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir("tests/slt").unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir("tests/slt").unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let name = |path: &Path| path.file_stem().unwrap().to_string_lossy().into_owned();
     let trials = files.into_iter().map(|path| Trial::test(name(&path), move || run(&path))).collect();
@@ -34,7 +33,10 @@ fn run(path: &Path) -> Result<(), Failed> {
         let mut runner = Runner::new(|| async { Database::open().map_err(Shown::from) });
         if std::env::var_os("UPDATE_SLT").is_some() {
             let (validator, columns) = (default_validator, default_column_validator);
-            return runner.update_test_file(path, " ", validator, default_normalizer, columns).await.map_err(|e| e.to_string().into());
+            return runner
+                .update_test_file(path, " ", validator, default_normalizer, columns)
+                .await
+                .map_err(|e| e.to_string().into());
         }
         runner.run_file_async(path).await.map_err(|e| e.to_string().into())
     })

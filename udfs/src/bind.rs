@@ -168,7 +168,7 @@ impl Scope<'_> {
             "needs {} features (model {model}), found {}: no column {} in scope{hint}",
             features.len(),
             columns.len(),
-            shortened(&missing)
+            near::shortened(&missing)
         )
     }
 
@@ -186,15 +186,5 @@ impl Scope<'_> {
                 plan_err!("column \"{name}\" is ambiguous: {}; give the features as arguments", names.join(", "))
             }
         }
-    }
-}
-
-/// `"a", "b" and 3 more`.
-fn shortened(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("\"{name}\"")).collect();
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
     }
 }

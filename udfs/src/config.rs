@@ -94,11 +94,19 @@ impl ExtensionOptions for AeOptions {
             DEVICE => value.to_lowercase().clone_into(&mut self.device),
             BATCH_ROWS => match value.parse() {
                 Ok(rows) if rows <= MAX_BATCH_ROWS => self.batch_rows = rows,
-                _ => return config_err!("ae.batch_rows must be a whole number from 0 to {MAX_BATCH_ROWS}; found '{value}'"),
+                _ => {
+                    return config_err!(
+                        "ae.batch_rows must be a whole number from 0 to {MAX_BATCH_ROWS}; found '{value}'"
+                    );
+                }
             },
             MAX_MODEL_BYTES => match value.parse() {
                 Ok(bytes) if bytes > 0 => self.max_model_bytes = bytes,
-                _ => return config_err!("ae.max_model_bytes must be a whole number of bytes from 1 up; found '{value}'"),
+                _ => {
+                    return config_err!(
+                        "ae.max_model_bytes must be a whole number of bytes from 1 up; found '{value}'"
+                    );
+                }
             },
             other => {
                 let known = [DEFAULT_MODEL, BATCH_ROWS, DEVICE, MAX_MODEL_BYTES];

@@ -28,6 +28,7 @@ use crate::matrix::{Form, Rows};
 use crate::model::Model;
 use crate::model::catalog::Models;
 use crate::model::metadata::Feature;
+use crate::sql::explain;
 
 pub(crate) use encode::Encode;
 pub(crate) use error::ReconstructionError;
@@ -148,12 +149,7 @@ impl ModelFunction {
     /// Puts the call before an error, so that it says what was being done.
     pub(crate) fn explain(&self, reference: Option<&str>, error: DataFusionError) -> DataFusionError {
         let reference = reference.map(|reference| format!("'{reference}'")).unwrap_or_default();
-        let call = format!("{}({reference})", self.function.name());
-        match error {
-            DataFusionError::Plan(text) => DataFusionError::Plan(format!("{call}: {text}")),
-            DataFusionError::Execution(text) => DataFusionError::Execution(format!("{call}: {text}")),
-            other => other.context(call),
-        }
+        explain(format!("{}({reference})", self.function.name()), error)
     }
 
     fn return_type_of(&self, reference: Option<&str>, fields: &[FieldRef]) -> Result<DataType> {

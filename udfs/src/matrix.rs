@@ -18,6 +18,7 @@ use crate::model::Model;
 use crate::model::contract::{Contract, TensorSpec};
 use crate::model::metadata::{Feature, NullPolicy};
 use crate::model::runtime::Element;
+use crate::near;
 pub(crate) use cells::{Block, Cells};
 
 /// How the features were given, as a plan sees it.
@@ -84,12 +85,22 @@ impl Form {
                     .collect();
                 if !missing.is_empty() {
                     let has: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
+                    let (missing, has) = (near::shortened(&missing), near::shortened(&has));
                     return plan_err!(
                         "needs {expected} features (model {model}); the struct has no field {}; its fields are {}",
-                        missing.join(", "),
-                        has.join(", ")
+                        missing,
+                        has
                     );
                 }
+            }
+            Self::Columns(fields)
+                if fields.len() != expected && fields.first().is_some_and(|field| field.data_type().is_string()) =>
+            {
+                return plan_err!(
+                    "needs {expected} features (model {model}), found {}, the first of them text; a model is named by a \
+                     plain string such as 'fraud'",
+                    fields.len()
+                );
             }
             Self::Columns(fields) if fields.len() != expected => {
                 return plan_err!("needs {expected} features (model {model}), found {}", fields.len());

@@ -3,7 +3,7 @@
 pub mod catalog;
 pub mod contract;
 pub mod metadata;
-mod onnx;
+pub mod onnx;
 mod pool;
 pub mod runtime;
 pub mod store;
@@ -23,7 +23,7 @@ use contract::{Contract, PROBE_ROWS, TensorSpec};
 use metadata::{Metadata, Role};
 pub use onnx::Limits;
 use onnx::proto::ModelProto;
-use onnx::{Cut, cut, declare, encode, merge, parse};
+use onnx::{Cut, DECODER_PREFIX, cut, declare, encode, merge, parse, tensor_values};
 use pool::Pool;
 use store::ModelName;
 
@@ -200,6 +200,15 @@ pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metad
         }
     };
     let merged = merge(&encoder, &decoder, &code)?;
+    // the decoder's tensors got another name; its user knows the one in its own file
+    let names: Vec<&str> = merged.graph.iter().flat_map(tensor_values).collect();
+    for (role, name) in options.tensors.iter_mut().filter(|(role, _)| **role != Role::Code) {
+        let renamed = format!("{DECODER_PREFIX}{name}");
+        let is_decoded = matches!(role, Role::Reconstruction | Role::ScaledReconstruction);
+        if names.contains(&renamed.as_str()) && (is_decoded || !names.contains(&name.as_str())) {
+            *name = renamed;
+        }
+    }
     options.tensors.insert(Role::Code, code);
     described(merged, options)
 }

@@ -5,6 +5,10 @@ const SIMILAR: f64 = 0.6;
 
 /// How alike two names are, 0 to 1: by the letters that must be added, left out, replaced or swapped.
 fn similarity(a: &str, b: &str) -> f64 {
+    // among f0, f1, f10 … every name is like every other
+    if a.len().min(b.len()) < 3 && !a.eq_ignore_ascii_case(b) {
+        return 0.0;
+    }
     strsim::normalized_damerau_levenshtein(a, b)
 }
 
@@ -18,6 +22,16 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.into_iter().take(3).map(|(_, known)| known).collect()
+}
+
+/// `"a", "b" and 3 more`.
+pub(crate) fn shortened(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("\"{name}\"")).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 /// `; did you mean "a" or "b"?`, or nothing.

@@ -4,9 +4,10 @@ mod error;
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, Float32Array, Float64Array};
+use datafusion::arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array, new_null_array};
 use datafusion::arrow::buffer::NullBuffer;
-use datafusion::common::internal_err;
+use datafusion::arrow::datatypes::{DataType, Float32Type};
+use datafusion::common::{internal_err, plan_err};
 use datafusion::error::Result;
 
 use crate::matrix::{Block, Cells, Rows};
@@ -183,6 +184,9 @@ pub(crate) fn verify(model: &Arc<Model>) -> Result<()> {
     }
     let error = contract.require_error().is_ok();
     score(model, &zeros, &Wanted { roles, error, parts: false }, None)?;
+    if contract.null_policy == NullPolicy::Impute {
+        verify_impute(model)?;
+    }
     if let Ok(entry) = contract.require_decoder() {
         let zeros: ArrayRef = Arc::new(Float32Array::from(vec![0.0; entry.width()]));
         let zeros = crate::matrix::list_array(zeros, entry.width(), None)?;
@@ -191,6 +195,22 @@ pub(crate) fn verify(model: &Arc<Model>) -> Result<()> {
             &Rows::new(&[zeros], &vec![crate::model::metadata::Feature::named(""); entry.width()], 1)?,
             None,
         )?;
+    }
+    Ok(())
+}
+
+/// That a row of nulls gives numbers: the graph does fill them in.
+fn verify_impute(model: &Model) -> Result<()> {
+    let contract = model.contract();
+    let nulls: Vec<ArrayRef> = vec![new_null_array(&DataType::Null, 1); contract.features.len()];
+    let rows = Rows::new(&nulls, &contract.features, 1)?;
+    for role in [Role::Code, Role::Reconstruction].into_iter().filter(|role| contract.tensor(*role).is_some()) {
+        let matrix = score(model, &rows, &Wanted::roles([role]), None)?.take()?;
+        if matrix.values.into_f32().as_primitive::<Float32Type>().values().iter().any(|value| value.is_nan()) {
+            return plan_err!(
+                "null_policy is impute, but the graph does not fill in missing features: a row of NaN has the {role} NaN"
+            );
+        }
     }
     Ok(())
 }

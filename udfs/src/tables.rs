@@ -16,6 +16,7 @@ use crate::model::Limits;
 use crate::model::catalog::Models;
 use crate::model::metadata::Role;
 use crate::model::store::ModelRef;
+use crate::sql::explain;
 
 /// `ae_models()`: one row a model and version.
 #[derive(Debug)]
@@ -93,7 +94,8 @@ impl TableFunctionImpl for FeatureTable {
             _ => return plan_err!("ae_features('model') takes the name of a model as a string"),
         };
         let options = AeOptions::of(args.session().config_options());
-        let model = self.0.resolve(reference, &options)?;
+        let what = format!("ae_features({})", reference.map(|name| format!("'{name}'")).unwrap_or_default());
+        let model = self.0.resolve(reference, &options).map_err(|e| explain(what, e))?;
         let contract = model.contract();
         let inputs: Vec<_> =
             contract.inputs.iter().flat_map(|input| std::iter::repeat_n(input, input.width())).collect();

@@ -207,11 +207,27 @@ where
         _ => array,
     };
     let cast = cast(via, &T::DATA_TYPE)?;
+    if T::DATA_TYPE.is_integer() && !via.data_type().is_integer() {
+        check_whole(via, &cast)?;
+    }
     let numbers = cast.as_primitive::<T>();
     Ok(Column {
         values: numbers.values().clone(),
         nulls: numbers.nulls().filter(|nulls| nulls.null_count() > 0).cloned(),
     })
+}
+
+/// That no fraction was lost on the way to a whole number.
+fn check_whole(from: &ArrayRef, to: &ArrayRef) -> Result<()> {
+    let (before, after) = (cast(from, &DataType::Float64)?, cast(to, &DataType::Float64)?);
+    let (before, after) = (before.as_primitive::<Float64Type>(), after.as_primitive::<Float64Type>());
+    let lost = before.iter().zip(after).find(|(before, after)| before.is_some() && before != after);
+    match lost {
+        Some((Some(value), _)) => {
+            exec_err!("the model takes whole numbers ({}), found {value}; round it first", to.data_type())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn booleans(array: &ArrayRef) -> Result<Vec<bool>> {

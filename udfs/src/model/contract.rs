@@ -119,7 +119,7 @@ impl Contract {
     pub(crate) fn discover(model: &ModelProto, metadata: &Metadata) -> Result<Self> {
         let probed = probe::probe(model, metadata)?;
         let roles = roles::find(model, metadata, &probed)?;
-        let features = features(metadata, probed.inputs.iter().map(TensorSpec::width).sum())?;
+        let features = features(metadata, &probed.inputs)?;
         let error_width = match (&roles.scaled, &roles.scaled_reconstruction) {
             (Found::Tensor(scaled), Found::Tensor(_)) => scaled.width(),
             _ => features.len(),
@@ -227,8 +227,13 @@ fn no_tensor(what: &str, why: &str) -> DataFusionError {
     DataFusionError::Plan(format!("it has no {what}: {why}"))
 }
 
-fn features(metadata: &Metadata, width: usize) -> Result<Vec<Feature>> {
+/// Features as `metadata` names them; else, with one input a column, as the inputs are called; else `f0`, `f1` ….
+fn features(metadata: &Metadata, inputs: &[TensorSpec]) -> Result<Vec<Feature>> {
+    let width: usize = inputs.iter().map(TensorSpec::width).sum();
     let Some(named) = &metadata.features else {
+        if inputs.len() > 1 && inputs.len() == width {
+            return Ok(inputs.iter().map(|input| Feature::named(&input.name)).collect());
+        }
         return Ok((0..width).map(|i| Feature::named(format!("f{i}"))).collect());
     };
     if named.len() != width {

@@ -8,12 +8,12 @@ mod names;
 mod read;
 
 pub(crate) use cut::{Cut, cut, decoder_entry};
-pub(crate) use merge::merge;
+pub(crate) use merge::{DECODER_PREFIX, merge};
 pub(crate) use names::{Dataflow, tensor_values};
 pub use read::Limits;
 pub(crate) use read::{encode, parse};
 
-/// The protobuf types of the official ONNX schema (`proto/onnx-ml.proto`).
+/// The protobuf types of the official ONNX schema (`proto/onnx-ml.proto`), also for those who write files.
 #[allow(
     clippy::all,
     missing_docs,
@@ -22,7 +22,7 @@ pub(crate) use read::{encode, parse};
     unused_qualifications,
     reason = "generated code"
 )]
-pub(crate) mod proto {
+pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 

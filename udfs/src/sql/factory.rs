@@ -15,7 +15,7 @@ use datafusion::logical_expr::{
     ColumnarValue, CreateFunction, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
-use super::handler::explain;
+use super::explain;
 use crate::config::AeOptions;
 use crate::functions::{Call, Encode, Function, Reconstruct, ReconstructionError};
 use crate::matrix::{Form, Rows};
@@ -41,9 +41,15 @@ impl FunctionFactory for OnnxFunctions {
 
 impl OnnxFunctions {
     async fn function(&self, state: &SessionState, statement: CreateFunction) -> Result<RegisterFunction> {
-        let language = statement.params.language.map(|language| language.value).unwrap_or_default();
-        if !language.eq_ignore_ascii_case("onnx") {
-            return plan_err!("LANGUAGE {language} is not known; this session makes functions of LANGUAGE ONNX");
+        match statement.params.language.map(|language| language.value) {
+            Some(language) if language.eq_ignore_ascii_case("onnx") => {}
+            Some(language) => {
+                return plan_err!("LANGUAGE {language} is not known; this session makes functions of LANGUAGE ONNX");
+            }
+            None => return plan_err!("LANGUAGE is missing; this session makes functions of LANGUAGE ONNX"),
+        }
+        if state.scalar_functions().contains_key(&statement.name) && !statement.or_replace {
+            return plan_err!("it exists already; CREATE OR REPLACE FUNCTION {} … replaces it", statement.name);
         }
         let uri = match statement.params.function_body {
             Some(Expr::Literal(ScalarValue::Utf8(Some(uri)) | ScalarValue::Utf8View(Some(uri)), _)) => uri,
@@ -65,7 +71,8 @@ impl OnnxFunctions {
         output.check(&model, &form)?;
         let gives = output.data_type(&model, &form)?;
         if !fits(&gives, &return_type) {
-            let expected = if gives.is_nested() { "a list of numbers such as FLOAT[]" } else { "a number such as DOUBLE" };
+            let expected =
+                if gives.is_nested() { "a list of numbers such as FLOAT[]" } else { "a number such as DOUBLE" };
             return plan_err!("RETURNS {return_type} does not fit the output; it must be {expected}");
         }
         let function = OnnxFunction {

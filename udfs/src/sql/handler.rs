@@ -17,6 +17,7 @@ use crate::model::catalog::Models;
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
 use crate::model::store::{ModelRef, Publish, read, write_new};
 use crate::model::{Limits, Model, describe, describe_pair};
+use crate::near;
 use crate::tables::model_rows;
 
 /// Options that say what a file holds.
@@ -32,6 +33,9 @@ const DESCRIBING: [&str; 10] = [
     "null_policy",
     "contamination",
 ];
+
+/// What `CREATE MODEL` can make; all but the first are trained.
+const MODEL_TYPES: [&str; 3] = ["onnx", "autoencoder", "classifier"];
 
 /// Runs a statement; those about models give one row that says what was done.
 ///
@@ -71,7 +75,9 @@ impl<'a> Handler<'a> {
             }
             Statement::DropModel { model, if_exists } => self.drop(&model, if_exists).await,
             Statement::ShowModels => self.session.read_batch(model_rows(&self.models, &self.limits).await?),
-            Statement::DescribeModel(model) => self.describe(&model).await,
+            Statement::DescribeModel(model) => {
+                self.describe(&model).await.map_err(|e| explain(format!("DESCRIBE MODEL {model}"), e))
+            }
             Statement::AlterModel { model, options } => {
                 self.alter(&model, options).await.map_err(|e| explain(format!("ALTER MODEL {model}"), e))
             }
@@ -99,8 +105,16 @@ impl<'a> Handler<'a> {
         };
         let bytes = match (model_type.as_str(), create.query) {
             ("onnx", query) => self.foreign_file(options, query).await?,
+            (other, _) if !MODEL_TYPES.contains(&other) => {
+                return plan_err!(
+                    "unknown model_type '{other}'{}; there are {}",
+                    near::hint(other, MODEL_TYPES),
+                    MODEL_TYPES.join(", ")
+                );
+            }
             (_, Some(query)) => self.train(&create.model, model_type, options, query).await?,
             (_, None) => {
+                options.finish(&foreign_options())?;
                 return plan_err!(
                     "a model of type '{model_type}' is trained from the rows of a query (… AS SELECT …); a model made \
                      elsewhere is registered with OPTIONS (model_type = 'onnx', model_path = '…')"
@@ -116,9 +130,7 @@ impl<'a> Handler<'a> {
         let path = options.take_text("model_path")?;
         let pair = (options.take_text("encoder_path")?, options.take_text("decoder_path")?);
         let mut metadata = describing(&mut options)?;
-        let mut known = vec!["model_type", "model_path", "encoder_path", "decoder_path"];
-        known.extend(DESCRIBING);
-        options.finish(&known)?;
+        options.finish(&foreign_options())?;
         if let Some(query) = query {
             let features = self.columns(query).await?;
             if metadata.features.replace(features).is_some() {
@@ -182,6 +194,9 @@ impl<'a> Handler<'a> {
         let found = self.models.find(model, &self.limits).await?;
         let metadata = describing(&mut options)?;
         options.finish(&DESCRIBING)?;
+        if metadata == Metadata::default() {
+            return plan_err!("no option is given; the options here are {}", DESCRIBING.join(", "));
+        }
         let bytes = describe(found.bytes(), metadata, &self.limits)?;
         self.models.publish(&model.name, bytes, Publish::NextVersion, &self.limits).await?;
         self.published(model).await
@@ -249,6 +264,11 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// Options of a foreign file.
+fn foreign_options() -> Vec<&'static str> {
+    ["model_type", "model_path", "encoder_path", "decoder_path"].into_iter().chain(DESCRIBING).collect()
+}
+
 /// Takes the options that say what a file holds.
 fn describing(options: &mut Options) -> Result<Metadata> {
     let mut metadata = Metadata {
@@ -271,7 +291,7 @@ fn describing(options: &mut Options) -> Result<Metadata> {
 }
 
 /// Puts before an error what was being done.
-pub(super) fn explain(what: String, error: DataFusionError) -> DataFusionError {
+pub(crate) fn explain(what: String, error: DataFusionError) -> DataFusionError {
     match error {
         DataFusionError::Plan(text) => DataFusionError::Plan(format!("{what}: {text}")),
         DataFusionError::Execution(text) => DataFusionError::Execution(format!("{what}: {text}")),

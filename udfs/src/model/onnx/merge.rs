@@ -7,7 +7,7 @@ use super::cut::file_inputs;
 use super::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
 
 /// Put before every name of the decoder: two separate exports use the same names for different tensors.
-const PREFIX: &str = "decoder/";
+pub(crate) const DECODER_PREFIX: &str = "decoder/";
 
 /// One model that computes what both do, the decoder reading the encoder's `code`.
 ///
@@ -84,7 +84,7 @@ impl Rename<'_> {
         match name {
             "" => String::new(),
             name if name == self.input => self.code.to_owned(),
-            name => format!("{PREFIX}{name}"),
+            name => format!("{DECODER_PREFIX}{name}"),
         }
     }
 
@@ -111,7 +111,7 @@ impl Rename<'_> {
     }
 
     fn node(&self, node: &mut NodeProto) {
-        node.name = node.name.as_deref().filter(|name| !name.is_empty()).map(|name| format!("{PREFIX}{name}"));
+        node.name = node.name.as_deref().filter(|name| !name.is_empty()).map(|name| format!("{DECODER_PREFIX}{name}"));
         for name in node.input.iter_mut().chain(&mut node.output) {
             *name = self.name(name);
         }
