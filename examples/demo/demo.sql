@@ -2,9 +2,9 @@
 CREATE MODEL sat OPTIONS (model_type = 'onnx', model_path = 'examples/demo/satimage-2.onnx');
 -- # The ten pixels of a satellite picture that it reconstructs worst, and the features that this comes from most:
 SELECT id, round(ae_error('sat'), 3) AS error,
-       c[1]['feature'] || ' ' || round(100 * c[1]['share']) || ' %' AS first,
-       c[2]['feature'] || ' ' || round(100 * c[2]['share']) || ' %' AS second,
-       c[3]['feature'] || ' ' || round(100 * c[3]['share']) || ' %' AS third,
+       c[1]['feature'] || ' ' || CAST(round(100 * c[1]['share']) AS INT) || ' %' AS first,
+       c[2]['feature'] || ' ' || CAST(round(100 * c[2]['share']) AS INT) || ' %' AS second,
+       c[3]['feature'] || ' ' || CAST(round(100 * c[3]['share']) AS INT) || ' %' AS third,
        CASE WHEN label = 1 THEN 'yes' ELSE '' END AS known_anomaly
 FROM (SELECT *, ae_contributions('sat') AS c FROM 'examples/demo/satimage-2.parquet')
 WHERE NOT fit_0

@@ -35,6 +35,10 @@ fn any_byte() -> impl Strategy<Value = u8> {
 }
 
 impl RandomModel {
+    pub(crate) fn new(widths: [usize; 3], activation: &'static str, seed: [u8; 32]) -> Self {
+        Self { widths, activation, seed }
+    }
+
     pub(crate) fn n_features(&self) -> usize {
         self.widths[0]
     }

@@ -63,8 +63,21 @@ fn ci() -> Result<()> {
     one_version("datafusion")?;
     one_version("arrow")?;
     test()?;
+    example()?;
     demo::show()?;
     cargo(["doc", "--workspace", "--no-deps"])
+}
+
+/// That the program of `examples/embedded` prints what its README says.
+fn example() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo).current_dir(root()).args(["run", "--quiet", "--package", "embedded"]).output()?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let readme = std::fs::read_to_string(root().join("examples/embedded/README.md"))?;
+    if !output.status.success() || printed.is_empty() || !readme.contains(printed.trim()) {
+        bail!("examples/embedded prints\n{printed}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }
 
 /// That the dependency tree holds a crate once: two versions of Arrow cannot share arrays.

@@ -3,8 +3,9 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use datafusion::common::{exec_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
@@ -70,6 +71,13 @@ fn load() -> Result<Loaded> {
 
 fn external(error: ort::Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
+}
+
+static TIME_IN_RUNS: AtomicU64 = AtomicU64::new(0);
+
+/// Time that this process has spent in runs of ONNX Runtime so far, summed over threads.
+pub fn time_in_runs() -> Duration {
+    Duration::from_nanos(TIME_IN_RUNS.load(Ordering::Relaxed))
 }
 
 /// Type of a tensor's elements.
@@ -287,6 +295,7 @@ impl Session {
         let input_names: Vec<_> = self.inputs.iter().map(|name| name.as_ptr()).collect();
         let output_names: Vec<_> = self.outputs.iter().map(|name| name.as_ptr()).collect();
         let input_values: Vec<_> = inputs.iter().map(DynInput::ptr).collect();
+        let start = Instant::now();
         // SAFETY: names and values live until the call returns and their counts are those of the graph (checked above);
         // every output is null (ONNX Runtime allocates it) or a tensor over a slice that is borrowed mutably meanwhile.
         // Each session is run by one thread at a time: all callers hold `&mut self`.
@@ -302,6 +311,8 @@ impl Session {
                 outputs.as_mut_ptr(),
             )
         };
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        TIME_IN_RUNS.fetch_add(nanos, Ordering::Relaxed);
         // SAFETY: `status` comes from the call above and is not used again.
         unsafe { ort::Error::result_from_status(status) }
             .map_err(|e| external(e).context("ONNX Runtime failed to run the model"))

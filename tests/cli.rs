@@ -1,0 +1,286 @@
+//! The real binary: what it prints, where, and its exit code.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use insta::assert_snapshot;
+
+const MEAN: &str =
+    "CREATE MODEL mean OPTIONS (model_type = 'onnx', model_path = 'tests/models/mean.onnx', input_cols = ['a', 'b'])";
+
+fn aefusion() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("AEFUSION_MODELS").env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// Exit code, standard output and standard error.
+fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let code = output.status.code().map_or("none".to_owned(), |code| code.to_string());
+    format!("exit code {code}\n--- out\n{out}--- err\n{err}")
+}
+
+fn sql(arguments: &[&str]) -> String {
+    run(aefusion().args(["sql", "--models", "memory:///"]).args(arguments))
+}
+
+#[test]
+fn statements_print_tables() {
+    let script = "SELECT ae_encode('mean', 1, 3) AS code; SELECT ae_error('mean', 1, 3) AS error; DROP MODEL mean";
+    let printed = sql(&["-c", MEAN, "-c", script]);
+    // the first table holds a checksum; see models_stay_in_their_store
+    let rest = printed.split_once("| mean@1 | 2        | 1    | ").unwrap().1.split_once("-+\n").unwrap().1;
+    assert_snapshot!(rest, @r"
+    +-------+
+    | code  |
+    +-------+
+    | [2.0] |
+    +-------+
+    +-------+
+    | error |
+    +-------+
+    | 1.0   |
+    +-------+
+    +-------+------------------+
+    | model | versions_removed |
+    +-------+------------------+
+    | mean  | 1                |
+    +-------+------------------+
+    --- err
+    ");
+}
+
+#[test]
+fn an_error_ends_the_script_with_code_1() {
+    assert_snapshot!(sql(&["-c", "SELECT 1 AS one", "-c", "SELECT ae_error('nobody', 1)", "-c", "SELECT 2"]), @r"
+    exit code 1
+    --- out
+    +-----+
+    | one |
+    +-----+
+    | 1   |
+    +-----+
+    --- err
+    planning error: ae_error('nobody'): model nobody not found in memory:///
+    ");
+    assert_snapshot!(sql(&["-c", "SELEC 1"]), @r"
+    exit code 1
+    --- out
+    --- err
+    syntax error: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1
+    ");
+    assert_snapshot!(sql(&["-c", "SELECT * FROM 'nothing.parquet'"]), @r"
+    exit code 1
+    --- out
+    --- err
+    execution error: no such file: 'nothing.parquet'
+    ");
+    assert_snapshot!(sql(&["-f", "nothing.sql"]), @r"
+    exit code 1
+    --- out
+    --- err
+    error: could not read nothing.sql: No such file or directory (os error 2)
+    ");
+}
+
+#[test]
+fn rows_come_in_every_format() {
+    let query =
+        "SELECT * FROM (VALUES (1, [1.5, 2.0], named_struct('x', true)), (2, NULL, NULL)) AS t(id, list, struct)";
+    assert_snapshot!(sql(&["--format", "csv", "-c", query]), @r#"
+    exit code 0
+    --- out
+    id,list,struct
+    1,"[1.5, 2.0]",{x: true}
+    2,,
+    --- err
+    "#);
+    assert_snapshot!(sql(&["--format", "json", "-c", query]), @r#"
+    exit code 0
+    --- out
+    [{"id":1,"list":[1.5,2.0],"struct":{"x":true}},{"id":2,"list":null,"struct":null}]
+    --- err
+    "#);
+    assert_snapshot!(sql(&["--format", "ndjson", "-c", query]), @r#"
+    exit code 0
+    --- out
+    {"id":1,"list":[1.5,2.0],"struct":{"x":true}}
+    {"id":2,"list":null,"struct":null}
+    --- err
+    "#);
+    assert_snapshot!(sql(&["--format", "json", "-c", "SELECT 1 AS one WHERE false"]), @r"
+    exit code 0
+    --- out
+    []
+    --- err
+    ");
+    assert_snapshot!(sql(&["--max-rows", "2", "-c", "SELECT value FROM generate_series(1, 5)"]), @r"
+    exit code 0
+    --- out
+    +-------+
+    | value |
+    +-------+
+    | 1     |
+    | 2     |
+    +-------+
+    the first 2 of 5 rows; --max-rows 0 prints all
+    --- err
+    ");
+}
+
+#[test]
+fn files_of_every_format_are_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("t.csv"), "a,b\n1,3\n0,-4\n").unwrap();
+    std::fs::write(path("t.tsv"), "a\tb\n1\t3\n0\t-4\n").unwrap();
+    std::fs::write(path("t.jsonl"), "{\"a\":1,\"b\":3}\n{\"a\":0,\"b\":-4}\n").unwrap();
+    let copies: Vec<String> = ["t.parquet", "t.arrow", "t.json", "t2.csv"]
+        .iter()
+        .map(|name| format!("COPY (SELECT * FROM '{}') TO '{}'", path("t.csv"), path(name)))
+        .collect();
+    let copies: Vec<&str> = copies.iter().flat_map(|copy| ["-c", copy]).collect();
+    assert!(sql(&[&["--quiet"], copies.as_slice()].concat()).starts_with("exit code 0"));
+    for name in ["t.csv", "t.tsv", "t.jsonl", "t.parquet", "t.arrow", "t.json", "t2.csv"] {
+        let query = format!("SELECT sum(ae_error('mean')) AS total FROM '{}'", path(name));
+        let found = sql(&["--format", "csv", "-c", &format!("{MEAN}; {query}")]);
+        // by hand: (1, 3) has the error 1, (0, -4) has 4
+        assert!(found.contains("total\n5.0\n"), "{name}: {found}");
+    }
+    let folder = format!("SELECT count(*) AS n FROM '{}/*.csv'", folder.path().display());
+    assert!(sql(&["--format", "csv", "-c", &folder]).contains("n\n4\n"));
+}
+
+#[test]
+fn a_script_comes_from_standard_input() {
+    let mut child = aefusion()
+        .args(["sql", "--models", "memory:///", "--format", "csv"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"SELECT 1 AS one;\nSELECT 2 AS two").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one\n1\ntwo\n2\n");
+}
+
+#[test]
+fn models_stay_in_their_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("a store").display().to_string();
+    let with_store = |query: &str| run(aefusion().args(["sql", "--format", "csv", "--models", &store, "-c", query]));
+    assert!(with_store(MEAN).starts_with("exit code 0"));
+    let file = folder.path().join("a store/mean/1/model.onnx");
+    let checksum = Command::new("sha256sum").arg(&file).output().unwrap().stdout;
+    let checksum = String::from_utf8_lossy(&checksum[..64]).into_owned();
+    assert!(with_store("SELECT sha256 FROM ae_models()").contains(&checksum));
+    assert!(with_store("SELECT ae_error('mean', 1, 3) AS e").contains("e\n1.0\n"));
+    // versions are numbers, not text
+    for _ in 2..=11 {
+        assert!(with_store(&MEAN.replace("CREATE", "CREATE OR REPLACE")).starts_with("exit code 0"));
+    }
+    assert!(with_store("SELECT max(version) AS newest FROM ae_models()").contains("newest\n11\n"));
+    assert!(with_store("CREATE MODEL IF NOT EXISTS mean").contains("mean@11"));
+    // what was refused leaves nothing behind
+    let refused = with_store("CREATE MODEL bad OPTIONS (model_path = 'tests/models/truncated.onnx')");
+    assert!(refused.starts_with("exit code 1") && !folder.path().join("a store/bad").exists(), "{refused}");
+    let url = format!("file://{}", folder.path().join("a store").display()).replace(' ', "%20");
+    let found = run(aefusion().args([
+        "sql",
+        "--format",
+        "csv",
+        "--models",
+        &url,
+        "-c",
+        "SELECT ae_error('mean@7', 1, 3) AS e",
+    ]));
+    assert!(found.contains("e\n1.0\n"), "{found}");
+}
+
+#[test]
+fn a_missing_or_old_runtime_is_one_clear_error() {
+    let missing = run(aefusion().env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so").args([
+        "sql",
+        "--models",
+        "memory:///",
+        "-c",
+        MEAN,
+    ]));
+    assert!(missing.starts_with("exit code 1"), "{missing}");
+    assert!(missing.contains("ORT_DYLIB_PATH says /nowhere/libonnxruntime.so, and no such file exists"), "{missing}");
+    assert!(missing.contains("cargo xtask setup") && !missing.contains("panicked"), "{missing}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let not_a_library = folder.path().join("libonnxruntime.so");
+    std::fs::write(&not_a_library, "text").unwrap();
+    let broken = run(aefusion().env("ORT_DYLIB_PATH", &not_a_library).arg("doctor"));
+    assert!(broken.starts_with("exit code 1") && broken.contains("cannot be used"), "{broken}");
+
+    let old = old_library(folder.path());
+    let old = run(aefusion().env("ORT_DYLIB_PATH", old).args(["sql", "--models", "memory:///", "-c", MEAN]));
+    assert!(old.starts_with("exit code 1") && !old.contains("panicked"), "{old}");
+    assert!(old.contains("1.10.0") && old.contains("cargo xtask setup"), "{old}");
+}
+
+/// A library that says that it is ONNX Runtime 1.10.0.
+fn old_library(folder: &Path) -> std::path::PathBuf {
+    let source = "
+        struct base { const void *(*api)(unsigned); const char *(*version)(void); };
+        static const void *api(unsigned v) { return 0; }
+        static const char *version(void) { return \"1.10.0\"; }
+        static const struct base b = { api, version };
+        const struct base *OrtGetApiBase(void) { return &b; }";
+    let (c, library) = (folder.join("old.c"), folder.join("libold.so"));
+    std::fs::write(&c, source).unwrap();
+    let status = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&c).status().unwrap();
+    assert!(status.success());
+    library
+}
+
+#[test]
+fn doctor_tells_what_is_in_use() {
+    let found = run(aefusion().args(["doctor", "--models", "memory:///"]));
+    assert!(found.starts_with("exit code 0"), "{found}");
+    for part in
+        ["ONNX Runtime", "DataFusion    55", "cpu", "memory:///: 0 model files", "ae.batch_rows", "target_partitions"]
+    {
+        assert!(found.contains(part), "no {part} in {found}");
+    }
+}
+
+#[test]
+fn a_sort_beyond_the_memory_limit_spills_or_fails_by_name() {
+    let query =
+        "SELECT count(*) AS n FROM (SELECT value FROM generate_series(1, 2000000) ORDER BY value % 1000, value DESC)";
+    let found = sql(&["--memory-limit", "100MB", "--format", "csv", "-c", query]);
+    assert!(found.contains("n\n2000000\n"), "{found}");
+    let grouped =
+        "SELECT count(*) FROM (SELECT value, array_agg(value) FROM generate_series(1, 3000000) GROUP BY value)";
+    let failed = sql(&["--memory-limit", "1MB", "-c", grouped]);
+    assert!(failed.starts_with("exit code 1") && failed.contains("Resources exhausted"), "{failed}");
+    assert!(sql(&["--memory-limit", "much", "-c", "SELECT 1"]).starts_with("exit code 2"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_stops_the_query() {
+    let endless = "SELECT count(*) FROM generate_series(1, 1000000000) AS a, generate_series(1, 1000000) AS b WHERE a.value % 7 = b.value % 5";
+    let child = aefusion()
+        .args(["sql", "--models", "memory:///", "-c", endless])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "interrupted\n");
+}
