@@ -23,7 +23,6 @@ use datafusion::datasource::MemTable;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-#[allow(dead_code, reason = "tests use the rest")]
 #[path = "../tests/common/random_model.rs"]
 mod random_model;
 use random_model::RandomModel;

@@ -123,7 +123,8 @@ fn compare(case: &Case, rows: &RecordBatch) -> Result<(), String> {
         }
         for (want, got) in expected.iter().zip(found) {
             // the tolerance of cases.json, which says why for each
-            if !((got - want).abs() <= case.atol + rtol * want.abs()) {
+            let is_near = (got - want).abs() <= case.atol + rtol * want.abs();
+            if !is_near {
                 return Err(format!("row {row}: {want} expected, {got} found"));
             }
         }

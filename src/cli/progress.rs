@@ -1,5 +1,6 @@
 //! The progress bar of a long query: rows read, rows a second.
 
+use std::fmt::Write;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use datafusion::common::stats::Precision;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanFloatCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// A query that is faster than this shows no bar.
 const DELAY: Duration = Duration::from_millis(700);
@@ -30,12 +31,15 @@ impl Progress {
         let style = match total(&sources) {
             Some(total) => {
                 bar.set_length(total);
-                "{bar:30} {human_pos} of {human_len} rows, {per_sec}, {eta} left"
+                "{bar:30} {human_pos} of {human_len} rows, {rate}, {eta} left"
             }
-            None => "{spinner} {human_pos} rows, {per_sec}, {elapsed}",
+            None => "{spinner} {human_pos} rows, {rate}, {elapsed}",
         };
         if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
+            bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+                // a bar that cannot be drawn is no error
+                write!(out, "{} rows/s", HumanFloatCount(state.per_sec().round())).unwrap_or_default();
+            }));
         }
         Self { sources, bar, is_shown }
     }

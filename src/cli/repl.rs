@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use datafusion::common::TableReference;
 use datafusion::error::{DataFusionError, Result};
 use futures::executor::block_on;
 use rustyline::completion::{Completer, Pair};
@@ -98,7 +99,7 @@ impl Completer for ShellHelper {
         let word = &before[start..];
         // inside of a string only models make sense
         let in_string = before.matches('\'').count() % 2 == 1;
-        let mut candidates = if in_string { self.models() } else { self.words() };
+        let mut candidates = if in_string { self.models() } else { self.words(line) };
         candidates.retain(|candidate| candidate.to_lowercase().starts_with(&word.to_lowercase()));
         candidates.sort();
         candidates.dedup();
@@ -110,7 +111,7 @@ impl Completer for ShellHelper {
 }
 
 impl ShellHelper {
-    fn words(&self) -> Vec<String> {
+    fn words(&self, line: &str) -> Vec<String> {
         let state = self.session.context().state();
         let mut words: Vec<String> = KEYWORDS.iter().map(|word| (*word).to_owned()).collect();
         words.extend(state.scalar_functions().keys().cloned());
@@ -118,6 +119,7 @@ impl ShellHelper {
         words.extend(state.window_functions().keys().cloned());
         words.extend(state.table_functions().keys().cloned());
         words.extend(self.models());
+        words.extend(self.file_columns(line));
         let catalogs = state.catalog_list();
         for catalog in catalogs.catalog_names().into_iter().filter_map(|name| catalogs.catalog(&name)) {
             let names = catalog.schema_names().into_iter().filter(|name| name != "information_schema");
@@ -131,6 +133,19 @@ impl ShellHelper {
             }
         }
         words
+    }
+
+    /// Columns of the files that the statement names: what stands between quotes and is a table.
+    fn file_columns(&self, line: &str) -> Vec<String> {
+        let quoted = line.split('\'').skip(1).step_by(2).filter(|name| name.contains('.'));
+        let schema = |name: &str| {
+            let table = self.session.context().table_provider(TableReference::bare(name));
+            self.runtime.block_on(table).ok().map(|table| table.schema())
+        };
+        let schemas = quoted.filter_map(schema);
+        schemas
+            .flat_map(|schema| schema.fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>())
+            .collect()
     }
 
     fn models(&self) -> Vec<String> {

@@ -4,7 +4,7 @@ pub mod catalog;
 pub mod contract;
 pub mod metadata;
 pub mod onnx;
-mod pool;
+pub(crate) mod pool;
 pub mod runtime;
 pub mod store;
 

@@ -10,9 +10,10 @@ use datafusion::arrow::datatypes::{DataType, Float32Type};
 use datafusion::common::{internal_err, plan_err};
 use datafusion::error::Result;
 
-use crate::matrix::{Block, Cells, Rows};
+use crate::matrix::{Cells, Rows};
 use crate::model::contract::TensorSpec;
 use crate::model::metadata::{NullPolicy, Role};
+use crate::model::pool::Worker;
 use crate::model::runtime::{Element, Input, Output, Session};
 use crate::model::{Model, ROW_MULTIPLE, Start};
 use crate::narrow::f32_from_f64;
@@ -51,6 +52,15 @@ impl Numbers {
         match element {
             Element::Float64 => Self::F64(vec![0.0; n]),
             _ => Self::F32(vec![0.0; n]),
+        }
+    }
+
+    /// Makes it at least `n` long.
+    fn ensure(&mut self, n: usize) {
+        match self {
+            Self::F32(values) if values.len() < n => values.resize(n, 0.0),
+            Self::F64(values) if values.len() < n => values.resize(n, 0.0),
+            _ => {}
         }
     }
 
@@ -275,14 +285,19 @@ impl<'a> Run<'a> {
             .enumerate()
             .map(|(index, tensor)| {
                 let is_kept = kept.contains(&index);
-                let rows = if is_kept { padded_n } else { block_rows };
+                let rows = if is_kept { padded_n } else { 0 };
                 Fetched { tensor, values: Numbers::zeros(tensor.element, rows * tensor.width()), is_kept }
             })
             .collect();
         let mut scores = Scores { valid: self.valid.clone(), ..Scores::default() };
         if n > 0 {
             let pool = self.model.pool(self.start, &tensors)?;
-            pool.with_session(|session| self.run(session, block_rows, &mut fetched, measure, &mut scores))?;
+            pool.with_worker(|worker| {
+                lend(worker, &mut fetched, block_rows);
+                let ran = self.run(worker, block_rows, &mut fetched, measure, &mut scores);
+                give_back(worker, &mut fetched);
+                ran
+            })?;
         }
         for (i, index) in kept.iter().enumerate() {
             let Fetched { tensor, values, .. } = &mut fetched[*index];
@@ -299,14 +314,16 @@ impl<'a> Run<'a> {
 
     fn run(
         &self,
-        session: &mut Session,
+        worker: &mut Worker,
         block_rows: usize,
         fetched: &mut [Fetched<'_>],
         mut measure: Option<Measure<'_>>,
         scores: &mut Scores,
     ) -> Result<()> {
         let n = self.rows.len();
-        let mut blocks: Vec<Block> = self.cells.iter().map(Cells::new_block).collect();
+        if worker.blocks.is_empty() {
+            worker.blocks = self.cells.iter().map(Cells::new_block).collect();
+        }
         for start in (0..n).step_by(block_rows) {
             let rows = start..(start + block_rows).min(n);
             let padded = match self.model.contract().fixed_rows {
@@ -319,11 +336,11 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            let mut inputs = Vec::with_capacity(blocks.len());
-            for (cells, block) in self.cells.iter().zip(&mut blocks) {
+            let mut inputs = Vec::with_capacity(self.cells.len());
+            for (cells, block) in self.cells.iter().zip(&mut worker.blocks) {
                 inputs.push(cells.block(rows.clone(), padded, block)?);
             }
-            run_block(session, &self.inputs, &inputs, fetched, start, padded)?;
+            run_block(&mut worker.session, &self.inputs, &inputs, fetched, start, padded)?;
             if let Some(measure) = &mut measure {
                 measure.block(rows.clone(), &inputs, |index| fetched[index].rows(start, rows.len()))?;
             }
@@ -332,6 +349,22 @@ impl<'a> Run<'a> {
             measure.finish(scores);
         }
         Ok(())
+    }
+}
+
+/// Gives the outputs that are not kept the worker's memory, enough for a block each.
+fn lend(worker: &mut Worker, fetched: &mut [Fetched<'_>], block_rows: usize) {
+    for (index, fetched) in fetched.iter_mut().enumerate().filter(|(_, fetched)| !fetched.is_kept) {
+        if let Some(scratch) = worker.scratch.remove(&index) {
+            fetched.values = scratch;
+        }
+        fetched.values.ensure(block_rows * fetched.tensor.width());
+    }
+}
+
+fn give_back(worker: &mut Worker, fetched: &mut [Fetched<'_>]) {
+    for (index, fetched) in fetched.iter_mut().enumerate().filter(|(_, fetched)| !fetched.is_kept) {
+        worker.scratch.insert(index, std::mem::replace(&mut fetched.values, Numbers::F32(Vec::new())));
     }
 }
 

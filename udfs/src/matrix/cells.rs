@@ -19,6 +19,9 @@ use crate::model::runtime::{Element, Input};
 /// Rows that are moved together when columns become rows: their part of the result stays in the first-level cache.
 const TILE_ROWS: usize = 64;
 
+/// Columns that are moved together.
+const LANES: usize = 8;
+
 macro_rules! natives {
     ($($kind:ident: $arrow:ty),*) => {
         /// Values of one input tensor for all rows, in its element type.
@@ -171,13 +174,20 @@ fn padded_copy<'a, T: Clone + Default>(
     block
 }
 
+/// Columns as rows, in tiles: of each column some rows are read together, and of each row all columns are written
+/// while they are in the first-level cache.
 fn transpose<T: Number>(columns: &[Column<T>], null: T, rows: Range<usize>, padded: usize, block: &mut Vec<T>) {
     let width = columns.len();
     block.resize(padded * width, T::default());
     for start in rows.clone().step_by(TILE_ROWS) {
         let tile = start..(start + TILE_ROWS).min(rows.end);
         let into = &mut block[(tile.start - rows.start) * width..(tile.end - rows.start) * width];
-        for (j, column) in columns.iter().enumerate() {
+        let is_whole = columns.iter().all(|column| column.nulls.is_none());
+        let eights = if is_whole { columns.len() / LANES * LANES } else { 0 };
+        for (first, eight) in columns[..eights].chunks_exact(LANES).enumerate() {
+            transpose_eight(eight, tile.clone(), first * LANES, width, into);
+        }
+        for (j, column) in columns.iter().enumerate().skip(eights) {
             let values = &column.values[tile.clone()];
             match &column.nulls {
                 None => into.chunks_exact_mut(width).zip(values).for_each(|(row, value)| row[j] = *value),
@@ -190,6 +200,15 @@ fn transpose<T: Number>(columns: &[Column<T>], null: T, rows: Range<usize>, padd
         }
     }
     block[rows.len() * width..].fill(T::default());
+}
+
+/// Eight columns at once: their values of a row are one write.
+fn transpose_eight<T: Number>(columns: &[Column<T>], tile: Range<usize>, first: usize, width: usize, into: &mut [T]) {
+    let columns: [&[T]; LANES] = std::array::from_fn(|j| &columns[j].values[tile.clone()]);
+    for (i, row) in into.chunks_exact_mut(width).enumerate() {
+        let values: [T; LANES] = std::array::from_fn(|j| columns[j][i]);
+        row[first..first + LANES].copy_from_slice(&values);
+    }
 }
 
 fn number<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<Column<T::Native>>

@@ -5,6 +5,7 @@ use std::ops::Range;
 use datafusion::arrow::buffer::NullBuffer;
 use datafusion::common::exec_err;
 use datafusion::error::Result;
+use multiversion::multiversion;
 
 use super::{Scores, Wanted};
 use crate::matrix::{Block, Cells, Rows};
@@ -147,13 +148,11 @@ impl<'a> Measure<'a> {
     }
 
     fn rows<A: Copy + Into<f64>, B: Copy + Into<f64>>(&mut self, rows: Range<usize>, a: &[A], b: &[B]) {
-        let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
         if self.given.is_empty() && !self.wants_parts {
-            let metric = self.metric;
-            let n = f64_from_usize(self.width);
-            self.error.extend(pairs.map(|(a, b)| finished(metric, sum(metric, a, b) / n)));
+            errors(self.metric, self.width, a, b, &mut self.error);
             return;
         }
+        let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
         let mut terms = vec![0.0; self.width];
         for (row, (a, b)) in rows.zip(pairs) {
             let mut n = 0_usize;
@@ -202,6 +201,20 @@ fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Values<'v>> {
     }
 }
 
+/// Errors of rows of `width` numbers. Compiled for several widths of vectors, which add in the same order.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn errors<A: Copy + Into<f64>, B: Copy + Into<f64>>(
+    metric: ErrorMetric,
+    width: usize,
+    a: &[A],
+    b: &[B],
+    into: &mut Vec<f64>,
+) {
+    let n = f64_from_usize(width);
+    let pairs = a.chunks_exact(width).zip(b.chunks_exact(width));
+    into.extend(pairs.map(|(a, b)| finished(metric, sum(metric, a, b) / n)));
+}
+
 fn difference<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: A, b: B) -> f64 {
     let difference: f64 = a.into() - b.into();
     match metric {
@@ -217,6 +230,7 @@ fn finished(metric: ErrorMetric, mean: f64) -> f64 {
     }
 }
 
+#[inline(always)]
 fn sum<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: &[A], b: &[B]) -> f64 {
     // one loop a metric, so that each is a plain run of vector instructions
     match metric {
@@ -225,6 +239,7 @@ fn sum<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: &[A], b
     }
 }
 
+#[inline(always)]
 fn lanes<A: Copy + Into<f64>, B: Copy + Into<f64>>(a: &[A], b: &[B], term: impl Fn(f64) -> f64) -> f64 {
     let mut sums = [0.0; LANES];
     let (a_lanes, a_rest) = a.as_chunks::<LANES>();
