@@ -74,9 +74,11 @@ impl Progress {
             false => print(),
         }
     }
+}
 
-    /// Takes the bar away.
-    pub(super) fn finish(&self) {
+impl Drop for Progress {
+    /// Takes the bar away, also when the query was interrupted.
+    fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }

@@ -124,7 +124,7 @@ impl Shell {
         let progress = Progress::start(&plan, !self.quiet && io::stderr().is_terminal());
         let stream = execute_stream(plan, task)?;
         let printed = self.print(schema, stream, &progress).await;
-        progress.finish();
+        drop(progress);
         let rows = printed?;
         if !self.quiet && io::stderr().is_terminal() {
             let plural = if rows == 1 { "" } else { "s" };

@@ -75,6 +75,15 @@ def main():
     save("typed", typed, [value("flag", ["N", 1], TensorProto.BOOL), value("count", ["N", 1], TensorProto.INT16)],
          [CODE, RECONSTRUCTION], [HALF, ONE], {"aefusion.features": json.dumps([{"name": "flag"}, {"name": "count"}])})
 
+    # Dropout that is switched off is not random
+    off = [
+        ENCODE,
+        helper.make_node("Dropout", ["code", "ratio", "training"], ["kept"]),
+        helper.make_node("MatMul", ["kept", "one"], ["reconstruction"]),
+    ]
+    training = numpy_helper.from_array(np.array(False), "training")
+    save("dropout", off, [X], [CODE, RECONSTRUCTION], [HALF, ONE, tensor("ratio", 0.5), training])
+
     # refused, each for one reason
     second = helper.make_node("MatMul", ["x", "half"], ["right"])
     left = helper.make_node("MatMul", ["x", "half"], ["left"])

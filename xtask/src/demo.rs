@@ -13,7 +13,7 @@ const HEADING: &str = "-- # ";
 /// Builds the program and runs each part of the script, its text before its rows.
 pub(crate) fn show() -> Result<()> {
     setup::fetch()?;
-    cargo(["build", "--quiet"])?;
+    cargo(["build"])?;
     let script = root().join("examples").join("demo").join("demo.sql");
     let script = std::fs::read_to_string(&script).with_context(|| format!("could not read {}", script.display()))?;
     let models = root().join("target").join("demo-models");

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::proto::{GraphProto, NodeProto};
+use super::proto::{GraphProto, NodeProto, TensorProto};
 
 /// Operators whose result differs from run to run.
 const RANDOM: [&str; 6] =
@@ -29,12 +29,32 @@ fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
 }
 
-fn is_random(node: &NodeProto, random_functions: &HashSet<&str>) -> bool {
-    RANDOM.contains(&node.op_type())
-        || random_functions.contains(node.op_type())
-        // Dropout with its third input (training_mode) present
-        || (node.op_type() == "Dropout" && node.input.get(2).is_some_and(|name| !name.is_empty()))
-        || subgraphs(node).flat_map(|graph| &graph.node).any(|node| is_random(node, random_functions))
+/// What tells a random operator from others.
+#[derive(Default)]
+struct Random<'a> {
+    /// Functions of the file that hold one.
+    functions: HashSet<&'a str>,
+    /// Stored tensors that say false.
+    falses: HashSet<&'a str>,
+}
+
+impl Random<'_> {
+    fn is_random(&self, node: &NodeProto) -> bool {
+        RANDOM.contains(&node.op_type())
+            || self.functions.contains(node.op_type())
+            || (node.op_type() == "Dropout" && self.trains(node))
+            || subgraphs(node).flat_map(|graph| &graph.node).any(|node| self.is_random(node))
+    }
+
+    /// Whether the third input of Dropout, `training_mode`, is there and may be true.
+    fn trains(&self, dropout: &NodeProto) -> bool {
+        dropout.input.get(2).is_some_and(|name| !name.is_empty() && !self.falses.contains(name.as_str()))
+    }
+}
+
+fn is_false(tensor: &TensorProto) -> bool {
+    let raw = tensor.raw_data.iter().flatten().all(|byte| *byte == 0);
+    raw && tensor.int32_data.iter().all(|value| *value == 0)
 }
 
 /// Every tensor that a node of the top graph computes, in the order of the file.
@@ -60,15 +80,21 @@ impl<'a> Dataflow<'a> {
         }
         // A function that holds a random operator, or calls another function that does: functions may not recurse,
         // so one pass for each function reaches the end.
-        let mut random_functions = HashSet::new();
+        let mut kinds = Random::default();
         for _ in &model.functions {
             for function in &model.functions {
-                if function.node.iter().any(|node| is_random(node, &random_functions)) {
-                    random_functions.insert(function.name());
+                if function.node.iter().any(|node| kinds.is_random(node)) {
+                    kinds.functions.insert(function.name());
                 }
             }
         }
-        let random = graph.node.iter().map(|node| is_random(node, &random_functions)).collect();
+        let stored = graph.initializer.iter().map(|tensor| (tensor.name(), tensor));
+        let constants = graph.node.iter().filter(|node| node.op_type() == "Constant").filter_map(|node| {
+            let tensor = node.attribute.iter().find_map(|attribute| attribute.t.as_ref())?;
+            Some((node.output.first()?.as_str(), tensor))
+        });
+        kinds.falses = stored.chain(constants).filter(|(_, tensor)| is_false(tensor)).map(|(name, _)| name).collect();
+        let random = graph.node.iter().map(|node| kinds.is_random(node)).collect();
         Self { graph, producer, random }
     }
 
