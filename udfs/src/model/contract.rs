@@ -219,7 +219,10 @@ impl Contract {
 
     /// Numbers a row in the space in which the error is measured.
     pub fn error_width(&self) -> usize {
-        self.scaled.tensor().map_or(self.features.len(), TensorSpec::width)
+        match (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
+            (Some(scaled), Some(_)) => scaled.width(),
+            _ => self.features.len(),
+        }
     }
 }
 
