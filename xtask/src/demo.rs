@@ -1,11 +1,9 @@
 //! `cargo xtask demo`: `examples/demo/demo.sql`, part by part.
 
-use std::io::Write;
-use std::process::Command;
-
 use anyhow::{Context, Result};
+use std::io::Write;
 
-use crate::{cargo, root, run, setup};
+use crate::{cargo, cargo_command, root, run, setup};
 
 /// A line that begins a part of the script, and says what it shows.
 const HEADING: &str = "-- # ";
@@ -20,15 +18,13 @@ pub(crate) fn show() -> Result<()> {
     if models.exists() {
         std::fs::remove_dir_all(&models)?;
     }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     for part in script.split(HEADING).skip(1) {
         let (heading, sql) = part.split_once('\n').unwrap_or((part, ""));
         let mut out = std::io::stdout().lock();
         writeln!(out, "\n{heading}\n\n{}\n", indented(sql.trim()))?;
         out.flush()?;
         drop(out);
-        run(Command::new(&cargo)
-            .current_dir(root())
+        run(cargo_command()
             .args(["run", "--quiet", "--", "sql", "--quiet", "--models"])
             .arg(&models)
             .arg("--command")

@@ -70,8 +70,7 @@ fn ci() -> Result<()> {
 
 /// That the program of `examples/embedded` prints what its README says.
 fn example() -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo).current_dir(root()).args(["run", "--quiet", "--package", "embedded"]).output()?;
+    let output = cargo_command().args(["run", "--quiet", "--package", "embedded"]).output()?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let readme = std::fs::read_to_string(root().join("examples/embedded/README.md"))?;
     if !output.status.success() || printed.is_empty() || !readme.contains(printed.trim()) {
@@ -96,8 +95,14 @@ fn root() -> PathBuf {
 }
 
 fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo).current_dir(root()).args(arguments))
+    run(cargo_command().args(arguments))
+}
+
+/// The cargo that runs this, in the root of the repository.
+fn cargo_command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
 }
 
 /// Runs a command and waits for it.

@@ -106,7 +106,7 @@ pub(super) fn reconstruction_array(
 }
 
 /// The same values, null also in the rows that are not valid.
-pub(super) fn null_where(values: &ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> {
+fn null_where(values: &ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> {
     let nulls = NullBuffer::union(values.nulls(), valid);
     Ok(make_array(values.to_data().into_builder().nulls(nulls).build()?))
 }
