@@ -8,13 +8,13 @@ use datafusion::common::{Column, DFSchema, plan_err};
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::{ScalarFunction, Sort};
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::AnalyzerRule;
 
 use crate::functions::{ModelFunction, model_argument};
 use crate::model::Model;
+use crate::names::keep_names;
 use crate::near;
 
 /// Binds every call to the file that its model name means now, and a call without features to columns:
@@ -69,10 +69,10 @@ fn bind_node(plan: LogicalPlan, using: &[HashSet<Column>]) -> Result<Transformed
     {
         return Ok(Transformed::yes(plan));
     }
-    let names = NamePreserver::new(&plan);
-    plan.map_expressions(|expr| {
-        let name = names.save(&expr);
-        Ok(scope.bind(expr)?.update_data(|expr| name.restore(expr)))
+    let original = plan.clone();
+    plan.map_expressions(|expr| match expr.exists(|expr| Ok(unbound(expr).is_some()))? {
+        true => keep_names(&original, expr, &mut |expr| Ok(scope.bind(expr)?.data)).map(Transformed::yes),
+        false => Ok(Transformed::no(expr)),
     })
 }
 

@@ -23,6 +23,8 @@ pub struct AeOptions {
     pub device: String,
     /// Largest model file that is read, bytes.
     pub max_model_bytes: u64,
+    /// Whether calls are lifted into shared runs of their model (plan node `Infer`).
+    pub lift_calls: bool,
 }
 
 impl Default for AeOptions {
@@ -32,6 +34,7 @@ impl Default for AeOptions {
             batch_rows: 0,
             device: "cpu".to_owned(),
             max_model_bytes: Limits::default().bytes,
+            lift_calls: true,
         }
     }
 }
@@ -40,6 +43,7 @@ const DEFAULT_MODEL: &str = "default_model";
 const BATCH_ROWS: &str = "batch_rows";
 const DEVICE: &str = "device";
 const MAX_MODEL_BYTES: &str = "max_model_bytes";
+const LIFT_CALLS: &str = "lift_calls";
 
 impl AeOptions {
     /// The settings of a session; the defaults where none were installed.
@@ -108,8 +112,12 @@ impl ExtensionOptions for AeOptions {
                     );
                 }
             },
+            LIFT_CALLS => match value.to_lowercase().parse() {
+                Ok(lift) => self.lift_calls = lift,
+                Err(_) => return config_err!("ae.lift_calls must be true or false; found '{value}'"),
+            },
             other => {
-                let known = [DEFAULT_MODEL, BATCH_ROWS, DEVICE, MAX_MODEL_BYTES];
+                let known = [DEFAULT_MODEL, BATCH_ROWS, DEVICE, MAX_MODEL_BYTES, LIFT_CALLS];
                 return config_err!("there is no setting ae.{other}{}", near::hint(other, known));
             }
         }
@@ -142,6 +150,11 @@ impl ExtensionOptions for AeOptions {
                 MAX_MODEL_BYTES,
                 self.max_model_bytes.to_string(),
                 "Largest model file that is read, bytes, 1 up. Default: 536870912 (512 MiB).",
+            ),
+            entry(
+                LIFT_CALLS,
+                self.lift_calls.to_string(),
+                "Whether calls on the same model and features share one run a row, true or false. Results are the same. Default: true.",
             ),
         ]
     }

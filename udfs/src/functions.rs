@@ -17,6 +17,7 @@ use datafusion::common::{ScalarValue, plan_err};
 use datafusion::config::ConfigOptions;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::interval_arithmetic::Interval;
 use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::{
     ColumnarValue, DocSection, Documentation, DocumentationBuilder, Expr, ReturnFieldArgs, ScalarFunctionArgs,
@@ -25,9 +26,10 @@ use datafusion::logical_expr::{
 
 use crate::config::AeOptions;
 use crate::matrix::{Form, Rows};
-use crate::model::Model;
 use crate::model::catalog::Models;
 use crate::model::metadata::Feature;
+use crate::model::{Model, Start};
+use crate::score::{Scores, Wanted, score};
 use crate::sql::explain;
 
 pub(crate) use encode::Encode;
@@ -71,8 +73,26 @@ pub(crate) trait Function: fmt::Debug + Send + Sync {
     /// Type of the result.
     fn data_type(&self, model: &Model, form: &Form) -> Result<DataType>;
 
-    /// The result for some rows.
-    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef>;
+    /// Where the graph is entered.
+    fn start(&self) -> Start {
+        Start::Features
+    }
+
+    /// Name of the result among those of one run.
+    fn output(&self) -> &'static str;
+
+    /// What the model must compute.
+    fn wanted(&self, model: &Model, form: &Form) -> Result<Wanted>;
+
+    /// The result, out of what was computed: what is [wanted](Self::wanted) and maybe more.
+    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef>;
+}
+
+/// The result of one function for some rows.
+pub(crate) fn evaluate(function: &dyn Function, call: &Call<'_>, block_rows: Option<usize>) -> Result<ArrayRef> {
+    let wanted = function.wanted(call.model, call.form)?;
+    let scores = score(call.model, function.start(), call.rows, &wanted, block_rows)?;
+    function.result(call, &scores)
 }
 
 /// One call over one batch.
@@ -81,7 +101,6 @@ pub(crate) struct Call<'a> {
     pub(crate) model: &'a Model,
     pub(crate) form: &'a Form,
     pub(crate) rows: &'a Rows,
-    pub(crate) block_rows: Option<usize>,
 }
 
 /// All functions.
@@ -122,8 +141,13 @@ impl ModelFunction {
         ScalarUDF::new_from_impl(self)
     }
 
-    pub(crate) fn function(&self) -> &dyn Function {
-        self.function.as_ref()
+    pub(crate) fn function(&self) -> &Arc<dyn Function> {
+        &self.function
+    }
+
+    /// The model that the plan was made with; none before [`crate::BindModels`] ran.
+    pub(crate) fn pinned(&self) -> Option<&Arc<Model>> {
+        self.pinned.as_ref()
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
@@ -182,8 +206,8 @@ impl ModelFunction {
             .arguments(&model)
             .and_then(|features| Rows::new(arguments, &features, n))
             .and_then(|rows| {
-                let call = Call { model: &model, form: &form, rows: &rows, block_rows: options.block_rows() };
-                self.function.evaluate(&call)
+                let call = Call { model: &model, form: &form, rows: &rows };
+                evaluate(self.function.as_ref(), &call, options.block_rows())
             })
             .map_err(|e| self.explain(reference, e))
     }
@@ -277,6 +301,11 @@ impl ScalarUDFImpl for ModelFunction {
         let (pinned, _) = self.pin(reference)?;
         let call = ScalarFunction::new_udf(Arc::new(pinned.into_udf()), args);
         Ok(ExprSimplifyResult::Simplified(Expr::ScalarFunction(call)))
+    }
+
+    /// Nothing is known but the type: without it, `ae_error(…) > 1` as a sort key cannot be planned.
+    fn evaluate_bounds(&self, _: &[&Interval]) -> Result<Interval> {
+        Interval::make_unbounded(&self.function.shown_type())
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {

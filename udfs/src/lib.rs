@@ -22,14 +22,17 @@
 //! | names and versions of models | [`model::store`], [`model::catalog`] |
 //! | finding ONNX Runtime | [`model::runtime`] |
 //! | statements (`CREATE MODEL` …) | [`sql`] |
+//! | one run of a model for all calls of a query | [`infer`] |
 //! | settings (`SET ae.…`) | [`config`] |
 
 mod bind;
 mod blocking;
 pub mod config;
 mod functions;
+pub mod infer;
 mod matrix;
 pub mod model;
+mod names;
 mod narrow;
 mod near;
 mod score;
@@ -47,6 +50,7 @@ use datafusion::prelude::SessionContext;
 pub use bind::BindModels;
 use config::AeOptions;
 use functions::ModelFunction;
+use infer::LiftCalls;
 use model::catalog::Models;
 use sql::OnnxFunctions;
 use tables::{FeatureTable, ModelTable};
@@ -65,8 +69,8 @@ pub fn table_functions(models: &Models) -> Vec<Arc<TableFunction>> {
     ]
 }
 
-/// Adds everything to a session that exists already: functions, table functions, settings, the rule that binds columns
-/// by name, `CREATE FUNCTION … LANGUAGE ONNX`.
+/// Adds everything to a session that exists already: functions, table functions, settings, the rules that bind columns
+/// by name and that share runs of a model, `CREATE FUNCTION … LANGUAGE ONNX`.
 ///
 /// # Errors
 /// An error if the session's functions cannot be changed.
@@ -86,7 +90,24 @@ pub fn register_all(session: &SessionContext, models: Models) -> Result<()> {
     if state.function_factory().is_none() {
         state.set_function_factory(Arc::new(OnnxFunctions { models }));
     }
+    if infer::can_plan(Some(state.query_planner())) {
+        let builder = SessionStateBuilder::new_from_existing(state.clone());
+        *state = with_lifted_calls(builder).build();
+    } else {
+        log::warn!("{OWN_PLANNER}");
+    }
     Ok(())
+}
+
+/// Without it everything works, and the model runs once a call instead of once a row.
+const OWN_PLANNER: &str = "the session has a query planner of its own: calls are not lifted into shared runs of their model; add \
+                           aefusion_udfs::infer::InferPlanner to that planner, and the rule LiftCalls to the session";
+
+fn with_lifted_calls(builder: SessionStateBuilder) -> SessionStateBuilder {
+    builder
+        .with_analyzer_rule(Arc::new(LiftCalls))
+        .with_optimizer_rule(Arc::new(LiftCalls))
+        .with_query_planner(infer::query_planner())
 }
 
 /// Autoencoders for a session that is being built.
@@ -106,6 +127,14 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         let tables = table_functions(&models).into_iter().map(|function| (function.name().to_owned(), function));
         self.table_functions().get_or_insert_default().extend(tables);
         self.function_factory().get_or_insert_with(|| Arc::new(OnnxFunctions { models }));
-        self.with_analyzer_rule(Arc::new(BindModels))
+        let can_plan = infer::can_plan(self.query_planner().as_ref());
+        let builder = self.with_analyzer_rule(Arc::new(BindModels));
+        match can_plan {
+            true => with_lifted_calls(builder),
+            false => {
+                log::warn!("{OWN_PLANNER}");
+                builder
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ use crate::model::contract::{Contract, TensorSpec};
 use crate::model::metadata::{Feature, NullPolicy};
 use crate::model::runtime::Element;
 use crate::near;
-pub(crate) use cells::{Block, Cells};
+pub(crate) use cells::{Block, Cells, split_columns};
 
 /// How the features were given, as a plan sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use datafusion::common::plan_err;
@@ -52,6 +53,7 @@ pub struct Model {
     metadata: Metadata,
     contract: Contract,
     pools: Mutex<Pools>,
+    rows_run: AtomicU64,
 }
 
 impl Model {
@@ -64,7 +66,17 @@ impl Model {
         let metadata = Metadata::read(&graph)?;
         let contract = Contract::discover(&graph, &metadata)?;
         let sha256 = Sha256::digest(&bytes).into();
-        Ok(Self { name: name.clone(), version, sha256, bytes, graph, metadata, contract, pools: Mutex::default() })
+        Ok(Self {
+            name: name.clone(),
+            version,
+            sha256,
+            bytes,
+            graph,
+            metadata,
+            contract,
+            pools: Mutex::default(),
+            rows_run: AtomicU64::new(0),
+        })
     }
 
     /// Name in the store.
@@ -90,6 +102,15 @@ impl Model {
     /// The file.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// Rows that this process has put through the model so far.
+    pub fn rows_run(&self) -> u64 {
+        self.rows_run.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_rows(&self, rows: usize) {
+        self.rows_run.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
     /// What the file holds.
@@ -122,7 +143,7 @@ impl Model {
             }
         };
         let part = cut(&self.graph, &Cut { outputs: key.1.clone(), inputs })?;
-        let pool = Arc::new(Pool::new(encode(&part)));
+        let pool = Arc::new(Pool::new(&part)?);
         Ok(Arc::clone(self.pools.lock().entry(key).or_insert(pool)))
     }
 

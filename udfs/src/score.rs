@@ -3,17 +3,18 @@
 mod error;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array, new_null_array};
-use datafusion::arrow::buffer::NullBuffer;
+use datafusion::arrow::buffer::{NullBuffer, ScalarBuffer};
 use datafusion::arrow::datatypes::{DataType, Float32Type};
 use datafusion::common::{internal_err, plan_err};
 use datafusion::error::Result;
 
-use crate::matrix::{Cells, Rows};
-use crate::model::contract::TensorSpec;
+use crate::matrix::{Cells, Rows, split_columns};
+use crate::model::contract::{Contract, TensorSpec};
 use crate::model::metadata::{NullPolicy, Role};
-use crate::model::pool::Worker;
+use crate::model::pool::{Lent, Pool};
 use crate::model::runtime::{Element, Input, Output, Session};
 use crate::model::{Model, ROW_MULTIPLE, Start};
 use crate::narrow::f32_from_f64;
@@ -22,25 +23,40 @@ use error::{Measure, Values};
 /// What is to be computed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Wanted {
-    /// Tensors to keep.
-    pub(crate) roles: Vec<Role>,
+    /// Tensors to keep, each once, in the order of [`Role::ALL`].
+    roles: Vec<Role>,
     /// The error of each row.
-    pub(crate) error: bool,
+    error: bool,
     /// Each feature's part of the error.
-    pub(crate) parts: bool,
+    parts: bool,
 }
 
 impl Wanted {
     pub(crate) fn roles(roles: impl Into<Vec<Role>>) -> Self {
-        Self { roles: roles.into(), ..Self::default() }
+        Self { roles: roles.into(), ..Self::default() }.sorted()
     }
 
     pub(crate) fn error() -> Self {
         Self { error: true, ..Self::default() }
     }
+
+    pub(crate) fn parts() -> Self {
+        Self { parts: true, ..Self::default() }
+    }
+
+    /// Both.
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        self.roles.extend(&other.roles);
+        Self { error: self.error || other.error, parts: self.parts || other.parts, ..self }.sorted()
+    }
+
+    fn sorted(mut self) -> Self {
+        self.roles = Role::ALL.into_iter().filter(|role| self.roles.contains(role)).collect();
+        self
+    }
 }
 
-/// Numbers of one output, row-major.
+/// Numbers that a run writes, row-major.
 #[derive(Debug, Clone)]
 pub(crate) enum Numbers {
     F32(Vec<f32>),
@@ -64,13 +80,6 @@ impl Numbers {
         }
     }
 
-    fn truncate(&mut self, n: usize) {
-        match self {
-            Self::F32(values) => values.truncate(n),
-            Self::F64(values) => values.truncate(n),
-        }
-    }
-
     fn output(&mut self, element: Element, start: usize, end: usize) -> Output<'_> {
         match self {
             Self::F32(values) => match element {
@@ -81,130 +90,166 @@ impl Numbers {
         }
     }
 
-    /// As `Float32` values; without a copy where they are that.
-    pub(crate) fn into_f32(self) -> ArrayRef {
+    /// Memory that it takes.
+    pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::F32(values) => Arc::new(Float32Array::from(values)),
-            Self::F64(values) => Arc::new(Float32Array::from_iter_values(values.into_iter().map(f32_from_f64))),
-        }
-    }
-
-    /// One column of a matrix of `width` columns, in its own precision.
-    pub(crate) fn column(&self, index: usize, width: usize) -> ArrayRef {
-        match self {
-            Self::F32(values) => {
-                Arc::new(Float32Array::from(values.iter().skip(index).step_by(width).copied().collect::<Vec<_>>()))
-            }
-            Self::F64(values) => {
-                Arc::new(Float64Array::from(values.iter().skip(index).step_by(width).copied().collect::<Vec<_>>()))
-            }
+            Self::F32(values) => values.capacity() * size_of::<f32>(),
+            Self::F64(values) => values.capacity() * size_of::<f64>(),
         }
     }
 }
 
-/// One output of a model for all rows.
+/// One output of a model for all rows, row-major. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Matrix {
-    pub(crate) values: Numbers,
+    values: ScalarValues,
     pub(crate) width: usize,
+}
+
+#[derive(Debug, Clone)]
+enum ScalarValues {
+    F32(ScalarBuffer<f32>),
+    F64(ScalarBuffer<f64>),
+}
+
+impl Matrix {
+    fn new(values: Numbers, width: usize, n: usize) -> Self {
+        let values = match values {
+            Numbers::F32(values) => ScalarValues::F32(ScalarBuffer::from(values).slice(0, n * width)),
+            Numbers::F64(values) => ScalarValues::F64(ScalarBuffer::from(values).slice(0, n * width)),
+        };
+        Self { values, width }
+    }
+
+    /// All values as `Float32`; without a copy where they are that.
+    pub(crate) fn to_f32(&self) -> ArrayRef {
+        match &self.values {
+            ScalarValues::F32(values) => Arc::new(Float32Array::new(values.clone(), None)),
+            ScalarValues::F64(values) => {
+                Arc::new(Float32Array::from_iter_values(values.iter().copied().map(f32_from_f64)))
+            }
+        }
+    }
+
+    /// Its columns, in their own precision.
+    pub(crate) fn columns(&self) -> Vec<ArrayRef> {
+        match &self.values {
+            ScalarValues::F32(values) => split_columns(values, self.width)
+                .into_iter()
+                .map(|column| Arc::new(Float32Array::from(column)) as ArrayRef)
+                .collect(),
+            ScalarValues::F64(values) => split_columns(values, self.width)
+                .into_iter()
+                .map(|column| Arc::new(Float64Array::from(column)) as ArrayRef)
+                .collect(),
+        }
+    }
 }
 
 /// What was wanted, for all rows; what stands in rows that are not valid means nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Scores {
-    /// In the order of [`Wanted::roles`].
-    pub(crate) matrices: Vec<Matrix>,
-    pub(crate) error: Vec<f64>,
+    matrices: Vec<(Role, Matrix)>,
+    pub(crate) error: ScalarBuffer<f64>,
     /// `[rows, features]`; a row sums to the mean error before a root is taken.
     pub(crate) parts: Vec<f64>,
     /// Rows with a result; none: all.
     pub(crate) valid: Option<NullBuffer>,
+    /// Rows with an error: valid ones that have at least one feature to compare.
+    pub(crate) valid_error: Option<NullBuffer>,
 }
 
 impl Scores {
-    /// The next of the wanted matrices, in their order.
-    pub(crate) fn take(&mut self) -> Result<Matrix> {
-        match self.matrices.is_empty() {
-            true => internal_err!("an output was taken that was not asked for"),
-            false => Ok(self.matrices.remove(0)),
+    /// A matrix that was wanted.
+    pub(crate) fn matrix(&self, role: Role) -> Result<&Matrix> {
+        match self.matrices.iter().find(|(found, _)| *found == role) {
+            Some((_, matrix)) => Ok(matrix),
+            None => internal_err!("the {role} was taken and not asked for"),
         }
     }
 }
 
-/// Runs a model over rows of features.
+/// Where a run took its time, and what went through it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Meter {
+    /// Runs of ONNX Runtime.
+    pub(crate) blocks: usize,
+    /// Rows that went through it, without padding.
+    pub(crate) rows: usize,
+    /// Bytes of the tensors that went in and came out.
+    pub(crate) bytes: usize,
+    /// Time in ONNX Runtime.
+    pub(crate) runtime: Duration,
+    /// Time to put blocks together and to take results apart.
+    pub(crate) conversion: Duration,
+    /// Time to measure errors.
+    pub(crate) error: Duration,
+    /// Time until a session was there: loading it, if none was idle.
+    pub(crate) wait: Duration,
+}
+
+/// A model over rows of features, block by block.
 ///
 /// The same row gives the same bits whatever rows stand beside it: every run has a multiple of [`ROW_MULTIPLE`] rows,
 /// and the error is summed here, in `f64`, in a fixed order (in a graph, ReduceMean differed between batch sizes).
+#[derive(Debug)]
+pub(crate) struct Scoring<'a> {
+    model: &'a Model,
+    contract: &'a Contract,
+    inputs: Vec<&'a TensorSpec>,
+    cells: Vec<Cells>,
+    n: usize,
+    valid: Option<NullBuffer>,
+    block_rows: usize,
+    fetched: Vec<Fetched<'a>>,
+    /// For each role that is wanted, its place among what is fetched.
+    kept: Vec<(Role, usize)>,
+    measure: Option<Measure<'a>>,
+    /// None if there are no rows.
+    worker: Option<Lent>,
+    next: usize,
+    pub(crate) meter: Meter,
+}
+
+/// Runs a model over rows of features, or its decoder over rows of codes.
 ///
 /// # Errors
 /// A planning error if the model lacks what is wanted, an execution error if the rows do not fit it or a run fails.
-pub(crate) fn score(model: &Model, rows: &Rows, wanted: &Wanted, block_rows: Option<usize>) -> Result<Scores> {
-    let contract = model.contract();
-    let width = contract.features.len();
-    let policy = contract.null_policy;
-    let mut first = 0;
-    let mut cells = Vec::new();
-    for input in &contract.inputs {
-        cells.push(rows.cells(input, first, width, policy)?);
-        first += input.width();
-    }
-    let run = Run {
-        model,
-        start: Start::Features,
-        inputs: contract.inputs.iter().collect(),
-        cells,
-        rows,
-        valid: rows.valid(policy, width),
-        block_rows: model.block_rows(block_rows),
-    };
-    run.score(wanted)
-}
-
-/// Runs the decoder of a model over codes.
-///
-/// # Errors
-/// As [`score`].
-pub(crate) fn decode(model: &Model, codes: &Rows, block_rows: Option<usize>) -> Result<Scores> {
-    let entry = model.contract().require_decoder()?;
-    let width = entry.width();
-    let run = Run {
-        model,
-        start: Start::Code,
-        inputs: vec![entry],
-        cells: vec![codes.cells(
-            &TensorSpec { shape: vec![width], rows_each: 1, ..entry.clone() },
-            0,
-            width,
-            NullPolicy::Propagate,
-        )?],
-        rows: codes,
-        valid: codes.valid(NullPolicy::Propagate, width),
-        block_rows: model.block_rows(block_rows),
-    };
-    run.score(&Wanted::roles([Role::Reconstruction]))
+pub(crate) fn score(
+    model: &Model,
+    start: Start,
+    rows: &Rows,
+    wanted: &Wanted,
+    block_rows: Option<usize>,
+) -> Result<Scores> {
+    let mut scoring = Scoring::new(model, start, rows, wanted, block_rows)?;
+    while scoring.step()? {}
+    scoring.finish()
 }
 
 /// Runs everything that the functions can ask of a model, over rows of zeros.
 pub(crate) fn verify(model: &Arc<Model>) -> Result<()> {
     let contract = model.contract();
     let zeros = Rows::zeros(contract, 1)?;
-    let roles: Vec<Role> = Role::ALL.into_iter().filter(|role| contract.tensor(*role).is_some()).collect();
-    for role in &roles {
-        score(model, &zeros, &Wanted::roles([*role]), None)?;
+    let mut all = match contract.require_error().is_ok() {
+        true => Wanted::error(),
+        false => Wanted::default(),
+    };
+    for role in Role::ALL.into_iter().filter(|role| contract.tensor(*role).is_some()) {
+        let one = Wanted::roles([role]);
+        score(model, Start::Features, &zeros, &one, None)?;
+        all = all.and(&one);
     }
-    let error = contract.require_error().is_ok();
-    score(model, &zeros, &Wanted { roles, error, parts: false }, None)?;
+    score(model, Start::Features, &zeros, &all, None)?;
     if contract.null_policy == NullPolicy::Impute {
         verify_impute(model)?;
     }
     if let Ok(entry) = contract.require_decoder() {
         let zeros: ArrayRef = Arc::new(Float32Array::from(vec![0.0; entry.width()]));
         let zeros = crate::matrix::list_array(zeros, entry.width(), None)?;
-        decode(
-            model,
-            &Rows::new(&[zeros], &vec![crate::model::metadata::Feature::named(""); entry.width()], 1)?,
-            None,
-        )?;
+        let features = vec![crate::model::metadata::Feature::named(""); entry.width()];
+        let codes = Rows::new(&[zeros], &features, 1)?;
+        score(model, Start::Code, &codes, &Wanted::roles([Role::Reconstruction]), None)?;
     }
     Ok(())
 }
@@ -215,8 +260,9 @@ fn verify_impute(model: &Model) -> Result<()> {
     let nulls: Vec<ArrayRef> = vec![new_null_array(&DataType::Null, 1); contract.features.len()];
     let rows = Rows::new(&nulls, &contract.features, 1)?;
     for role in [Role::Code, Role::Reconstruction].into_iter().filter(|role| contract.tensor(*role).is_some()) {
-        let matrix = score(model, &rows, &Wanted::roles([role]), None)?.take()?;
-        if matrix.values.into_f32().as_primitive::<Float32Type>().values().iter().any(|value| value.is_nan()) {
+        let scores = score(model, Start::Features, &rows, &Wanted::roles([role]), None)?;
+        let values = scores.matrix(role)?.to_f32();
+        if values.as_primitive::<Float32Type>().values().iter().any(|value| value.is_nan()) {
             return plan_err!(
                 "null_policy is impute, but the graph does not fill in missing features: a row of NaN has the {role} NaN"
             );
@@ -225,17 +271,8 @@ fn verify_impute(model: &Model) -> Result<()> {
     Ok(())
 }
 
-struct Run<'a> {
-    model: &'a Model,
-    start: Start,
-    inputs: Vec<&'a TensorSpec>,
-    cells: Vec<Cells>,
-    rows: &'a Rows,
-    valid: Option<NullBuffer>,
-    block_rows: usize,
-}
-
 /// A tensor that the graph computes, and where it goes.
+#[derive(Debug)]
 struct Fetched<'a> {
     tensor: &'a TensorSpec,
     /// All rows, or where only the error is wanted of it, one block.
@@ -258,113 +295,220 @@ impl Fetched<'_> {
     }
 }
 
-impl<'a> Run<'a> {
-    fn score(self, wanted: &Wanted) -> Result<Scores> {
-        let contract = self.model.contract();
-        let n = self.rows.len();
+/// The tensors that are compared for the error: the original, if the graph gives it, and the reconstruction.
+type Compared<'a> = (Option<&'a TensorSpec>, &'a TensorSpec);
+
+/// What the graph must give for what is wanted: the tensors, each once, and the two that are compared for the error.
+///
+/// # Errors
+/// A planning error if the model lacks one.
+fn tensors<'a>(contract: &'a Contract, wanted: &Wanted) -> Result<(Vec<&'a TensorSpec>, Option<Compared<'a>>)> {
+    let mut tensors = wanted.roles.iter().map(|role| contract.require(*role)).collect::<Result<Vec<_>>>()?;
+    let compared = match wanted.error || wanted.parts {
+        true => Some(contract.require_error()?),
+        false => None,
+    };
+    tensors.extend(compared.iter().flat_map(|(original, reconstruction)| original.iter().chain([reconstruction])));
+    // one order, so that the same outputs share their sessions however they were asked for
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    tensors.dedup();
+    Ok((tensors, compared))
+}
+
+impl<'a> Scoring<'a> {
+    /// Gets ready; nothing runs yet.
+    ///
+    /// # Errors
+    /// As [`score`].
+    pub(crate) fn new(
+        model: &'a Model,
+        start: Start,
+        rows: &Rows,
+        wanted: &Wanted,
+        block_rows: Option<usize>,
+    ) -> Result<Self> {
+        let begun = Instant::now();
+        let contract = model.contract();
+        let (inputs, cells, valid) = inputs(contract, start, rows)?;
+        let n = rows.len();
         let padded_n = n.next_multiple_of(contract.fixed_rows.unwrap_or(ROW_MULTIPLE));
-        let block_rows = self.block_rows.min(padded_n.max(1));
-        let mut tensors: Vec<&TensorSpec> = Vec::new();
-        let mut position = |tensor: &'a TensorSpec| {
-            tensors.iter().position(|other| *other == tensor).unwrap_or_else(|| {
-                tensors.push(tensor);
-                tensors.len() - 1
-            })
-        };
+        let block_rows = model.block_rows(block_rows).min(padded_n.max(1));
+        let (tensors, compared) = tensors(contract, wanted)?;
+        let place = |tensor: &TensorSpec| tensors.iter().position(|other| *other == tensor).unwrap_or_default();
         let kept =
-            wanted.roles.iter().map(|role| contract.require(*role).map(&mut position)).collect::<Result<Vec<_>>>()?;
-        let measure = match wanted.error || wanted.parts {
-            true => {
-                let (from, to) = contract.require_error()?;
-                Some(Measure::new(contract, self.rows, from.map(&mut position), position(to), wanted)?)
+            wanted.roles.iter().map(|role| Ok((*role, place(contract.require(*role)?)))).collect::<Result<Vec<_>>>()?;
+        let measure = match compared {
+            Some((from, to)) => {
+                Some(Measure::new(contract, rows, from.map(place), place(to), wanted.error, wanted.parts)?)
             }
-            false => None,
+            None => None,
         };
-        let mut fetched: Vec<Fetched<'_>> = tensors
-            .iter()
-            .enumerate()
-            .map(|(index, tensor)| {
-                let is_kept = kept.contains(&index);
-                let rows = if is_kept { padded_n } else { 0 };
-                Fetched { tensor, values: Numbers::zeros(tensor.element, rows * tensor.width()), is_kept }
-            })
-            .collect();
-        let mut scores = Scores { valid: self.valid.clone(), ..Scores::default() };
-        if n > 0 {
-            let pool = self.model.pool(self.start, &tensors)?;
-            pool.with_worker(|worker| {
-                lend(worker, &mut fetched, block_rows);
-                let ran = self.run(worker, block_rows, &mut fetched, measure, &mut scores);
-                give_back(worker, &mut fetched);
-                ran
-            })?;
+        let fetched = |(index, tensor): (usize, &&'a TensorSpec)| {
+            let is_kept = kept.iter().any(|(_, place)| *place == index);
+            let rows = if is_kept { padded_n } else { 0 };
+            Fetched { tensor, values: Numbers::zeros(tensor.element, rows * tensor.width()), is_kept }
+        };
+        let fetched: Vec<Fetched<'a>> = tensors.iter().enumerate().map(fetched).collect();
+        let mut meter = Meter { conversion: begun.elapsed(), ..Meter::default() };
+        let worker = match n {
+            0 => None,
+            _ => {
+                let waiting = Instant::now();
+                let worker = Pool::lend(&model.pool(start, &tensors)?)?;
+                meter.wait = waiting.elapsed();
+                Some(worker)
+            }
+        };
+        let mut scoring = Self {
+            model,
+            contract,
+            inputs,
+            cells,
+            n,
+            valid,
+            block_rows,
+            fetched,
+            kept,
+            measure,
+            worker,
+            next: 0,
+            meter,
+        };
+        scoring.take_scratch()?;
+        Ok(scoring)
+    }
+
+    /// Runs the next block, and tells whether there was one.
+    ///
+    /// # Errors
+    /// An execution error if it fails.
+    pub(crate) fn step(&mut self) -> Result<bool> {
+        let Some(lent) = &mut self.worker else { return Ok(false) };
+        if self.next >= self.n {
+            return Ok(false);
         }
-        for (i, index) in kept.iter().enumerate() {
-            let Fetched { tensor, values, .. } = &mut fetched[*index];
-            // two roles can be one tensor: the last one takes it
-            let mut values = match kept[i + 1..].contains(index) {
-                true => values.clone(),
-                false => std::mem::replace(values, Numbers::F32(Vec::new())),
-            };
-            values.truncate(n * tensor.width());
-            scores.matrices.push(Matrix { values, width: tensor.width() });
+        let start = self.next;
+        let rows = start..(start + self.block_rows).min(self.n);
+        self.next = rows.end;
+        if self.valid.as_ref().is_some_and(|valid| valid.slice(start, rows.len()).null_count() == rows.len()) {
+            if let Some(measure) = &mut self.measure {
+                measure.skip(rows.len());
+            }
+            return Ok(true);
         }
+        let padded = match self.contract.fixed_rows {
+            Some(fixed) => fixed,
+            None => rows.len().next_multiple_of(ROW_MULTIPLE),
+        };
+        let worker = lent.worker()?;
+        let begun = Instant::now();
+        let mut inputs = Vec::with_capacity(self.cells.len());
+        for (cells, block) in self.cells.iter().zip(&mut worker.blocks) {
+            inputs.push(cells.block(rows.clone(), padded, block)?);
+        }
+        let converted = Instant::now();
+        self.meter.conversion += converted - begun;
+        run_block(&mut worker.session, &self.inputs, &inputs, &mut self.fetched, start, padded)?;
+        let ran = Instant::now();
+        self.meter.runtime += ran - converted;
+        self.meter.blocks += 1;
+        self.meter.rows += rows.len();
+        self.model.count_rows(rows.len());
+        let width = |tensor: &TensorSpec| tensor.width() * tensor.element.bytes();
+        let widths = self.inputs.iter().copied().chain(self.fetched.iter().map(|fetched| fetched.tensor)).map(width);
+        self.meter.bytes += padded * widths.sum::<usize>();
+        if let Some(measure) = &mut self.measure {
+            let fetched = &self.fetched;
+            measure.block(rows.clone(), &inputs, |index| fetched[index].rows(start, rows.len()))?;
+            self.meter.error += ran.elapsed();
+        }
+        Ok(true)
+    }
+
+    /// Memory that this run holds, without that of the session.
+    pub(crate) fn bytes(&self) -> usize {
+        let fetched: usize = self.fetched.iter().map(|fetched| fetched.values.bytes()).sum();
+        let worker = self.worker.as_ref().map_or(0, |worker| worker.bytes());
+        fetched + worker + self.measure.as_ref().map_or(0, Measure::bytes)
+    }
+
+    /// Memory of the session and the weights that it shares with the others of its pool.
+    pub(crate) fn session_bytes(&self) -> usize {
+        self.worker.as_ref().map_or(0, Lent::session_bytes)
+    }
+
+    /// What was computed, once all blocks ran.
+    ///
+    /// # Errors
+    /// Never, but for an error of ours.
+    pub(crate) fn finish(mut self) -> Result<Scores> {
+        self.give_scratch_back()?;
+        let mut scores = Scores { valid: self.valid.take(), ..Scores::default() };
+        match self.measure.take() {
+            Some(measure) => measure.finish(&mut scores),
+            None => scores.valid_error = scores.valid.clone(),
+        }
+        let mut matrices: Vec<Option<Matrix>> = Vec::with_capacity(self.fetched.len());
+        for fetched in self.fetched.drain(..) {
+            let width = fetched.tensor.width();
+            matrices.push(fetched.is_kept.then(|| Matrix::new(fetched.values, width, self.n)));
+        }
+        scores.matrices =
+            self.kept.iter().filter_map(|(role, place)| Some((*role, matrices[*place].clone()?))).collect();
         Ok(scores)
     }
 
-    fn run(
-        &self,
-        worker: &mut Worker,
-        block_rows: usize,
-        fetched: &mut [Fetched<'_>],
-        mut measure: Option<Measure<'_>>,
-        scores: &mut Scores,
-    ) -> Result<()> {
-        let n = self.rows.len();
+    /// Gives the outputs that are not kept the worker's memory, enough for a block each.
+    fn take_scratch(&mut self) -> Result<()> {
+        let Some(lent) = &mut self.worker else { return Ok(()) };
+        let worker = lent.worker()?;
         if worker.blocks.is_empty() {
             worker.blocks = self.cells.iter().map(Cells::new_block).collect();
         }
-        for start in (0..n).step_by(block_rows) {
-            let rows = start..(start + block_rows).min(n);
-            let padded = match self.model.contract().fixed_rows {
-                Some(fixed) => fixed,
-                None => rows.len().next_multiple_of(ROW_MULTIPLE),
-            };
-            if self.valid.as_ref().is_some_and(|valid| valid.slice(start, rows.len()).null_count() == rows.len()) {
-                if let Some(measure) = &mut measure {
-                    measure.skip(rows.len());
-                }
-                continue;
+        for (index, fetched) in self.fetched.iter_mut().enumerate().filter(|(_, fetched)| !fetched.is_kept) {
+            if let Some(scratch) = worker.scratch.remove(&index) {
+                fetched.values = scratch;
             }
-            let mut inputs = Vec::with_capacity(self.cells.len());
-            for (cells, block) in self.cells.iter().zip(&mut worker.blocks) {
-                inputs.push(cells.block(rows.clone(), padded, block)?);
-            }
-            run_block(&mut worker.session, &self.inputs, &inputs, fetched, start, padded)?;
-            if let Some(measure) = &mut measure {
-                measure.block(rows.clone(), &inputs, |index| fetched[index].rows(start, rows.len()))?;
-            }
+            fetched.values.ensure(self.block_rows * fetched.tensor.width());
         }
-        if let Some(measure) = measure {
-            measure.finish(scores);
+        Ok(())
+    }
+
+    fn give_scratch_back(&mut self) -> Result<()> {
+        let Some(lent) = &mut self.worker else { return Ok(()) };
+        let worker = lent.worker()?;
+        for (index, fetched) in self.fetched.iter_mut().enumerate().filter(|(_, fetched)| !fetched.is_kept) {
+            worker.scratch.insert(index, std::mem::replace(&mut fetched.values, Numbers::F32(Vec::new())));
         }
         Ok(())
     }
 }
 
-/// Gives the outputs that are not kept the worker's memory, enough for a block each.
-fn lend(worker: &mut Worker, fetched: &mut [Fetched<'_>], block_rows: usize) {
-    for (index, fetched) in fetched.iter_mut().enumerate().filter(|(_, fetched)| !fetched.is_kept) {
-        if let Some(scratch) = worker.scratch.remove(&index) {
-            fetched.values = scratch;
+/// The tensors that go in, their values, and the rows that give a result.
+fn inputs<'a>(
+    contract: &'a Contract,
+    start: Start,
+    rows: &Rows,
+) -> Result<(Vec<&'a TensorSpec>, Vec<Cells>, Option<NullBuffer>)> {
+    match start {
+        Start::Features => {
+            let width = contract.features.len();
+            let policy = contract.null_policy;
+            let mut first = 0;
+            let mut cells = Vec::with_capacity(contract.inputs.len());
+            for input in &contract.inputs {
+                cells.push(rows.cells(input, first, width, policy)?);
+                first += input.width();
+            }
+            Ok((contract.inputs.iter().collect(), cells, rows.valid(policy, width)))
         }
-        fetched.values.ensure(block_rows * fetched.tensor.width());
-    }
-}
-
-fn give_back(worker: &mut Worker, fetched: &mut [Fetched<'_>]) {
-    for (index, fetched) in fetched.iter_mut().enumerate().filter(|(_, fetched)| !fetched.is_kept) {
-        worker.scratch.insert(index, std::mem::replace(&mut fetched.values, Numbers::F32(Vec::new())));
+        Start::Code => {
+            let entry = contract.require_decoder()?;
+            let width = entry.width();
+            let flat = TensorSpec { shape: vec![width], rows_each: 1, ..entry.clone() };
+            let cells = rows.cells(&flat, 0, width, NullPolicy::Propagate)?;
+            Ok((vec![entry], vec![cells], rows.valid(NullPolicy::Propagate, width)))
+        }
     }
 }
 

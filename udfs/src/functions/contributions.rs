@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::model::contract::Contract;
 use crate::model::metadata::Role;
 use crate::model::runtime::Element;
-use crate::score::{Wanted, score};
+use crate::score::{Scores, Wanted};
 
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     let gives = "What each feature adds to the reconstruction error of a row, largest first: a list of structs of feature, value, \
@@ -75,29 +75,32 @@ impl Function for Contributions {
         Ok(list_of(fields(contract)))
     }
 
-    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
+    fn output(&self) -> &'static str {
+        "contributions"
+    }
+
+    fn wanted(&self, model: &Model, _: &Form) -> Result<Wanted> {
+        let expected = model.contract().tensor(Role::Reconstruction).map(|_| Role::Reconstruction);
+        Ok(Wanted::roles(expected.into_iter().collect::<Vec<_>>()).and(&Wanted::parts()))
+    }
+
+    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
         let contract = call.model.contract();
         let (n, width) = (call.rows.len(), contract.features.len());
-        let roles: Vec<Role> =
-            contract.tensor(Role::Reconstruction).map(|_| Role::Reconstruction).into_iter().collect();
-        let wanted = Wanted { roles, error: false, parts: true };
-        let mut scores = score(call.model, call.rows, &wanted, call.block_rows)?;
+        let valid = &scores.valid_error;
         let fields = fields(contract);
         let value_type = fields[1].data_type();
         // column after column: the value of row r and feature f stands at f·n + r
-        let columns = |column: &dyn Fn(usize) -> Result<ArrayRef>| -> Result<ArrayRef> {
-            let columns = (0..width).map(|i| Ok(cast(&column(i)?, value_type)?)).collect::<Result<Vec<_>>>()?;
+        let stacked = |columns: Vec<ArrayRef>| -> Result<ArrayRef> {
+            let columns = columns.iter().map(|column| Ok(cast(column, value_type)?)).collect::<Result<Vec<_>>>()?;
             Ok(concat(&columns.iter().map(AsRef::as_ref).collect::<Vec<_>>())?)
         };
-        let values = columns(&|i| call.rows.feature(i, width))?;
-        let expected = match scores.matrices.is_empty() {
-            true => new_null_array(value_type, n * width),
-            false => {
-                let reconstruction = scores.take()?;
-                columns(&|i| Ok(reconstruction.values.column(i, width)))?
-            }
+        let values = stacked((0..width).map(|i| call.rows.feature(i, width)).collect::<Result<_>>()?)?;
+        let expected = match contract.tensor(Role::Reconstruction) {
+            None => new_null_array(value_type, n * width),
+            Some(_) => stacked(scores.matrix(Role::Reconstruction)?.columns())?,
         };
-        let is_valid = |row: usize| scores.valid.as_ref().is_none_or(|valid| valid.is_valid(row));
+        let is_valid = |row: usize| valid.as_ref().is_none_or(|valid| valid.is_valid(row));
         let mut ranked = Ranked::default();
         let lengths = OffsetBuffer::from_lengths((0..n).map(|row| if is_valid(row) { width } else { 0 }));
         for row in (0..n).filter(|row| is_valid(*row)) {
@@ -116,7 +119,7 @@ impl Function for Contributions {
             None,
         )?;
         let item = Arc::new(Field::new_list_field(DataType::Struct(fields), true));
-        Ok(Arc::new(ListArray::try_new(item, lengths, Arc::new(entries), scores.valid)?))
+        Ok(Arc::new(ListArray::try_new(item, lengths, Arc::new(entries), valid.clone())?))
     }
 }
 

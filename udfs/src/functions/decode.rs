@@ -10,9 +10,9 @@ use datafusion::logical_expr::Documentation;
 
 use super::{Call, Function, SECTION};
 use crate::matrix::{Form, list_array, list_type};
-use crate::model::Model;
-use crate::model::metadata::Feature;
-use crate::score::decode;
+use crate::model::metadata::{Feature, Role};
+use crate::model::{Model, Start};
+use crate::score::{Scores, Wanted};
 
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     let gives = "The reconstruction that the decoder makes of a code, a list of Float32. The encoder does not run.";
@@ -82,9 +82,20 @@ impl Function for Decode {
         Ok(list_type(model.contract().features.len()))
     }
 
-    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
-        let mut scores = decode(call.model, call.rows, call.block_rows)?;
-        let reconstruction = scores.take()?;
-        list_array(reconstruction.values.into_f32(), reconstruction.width, scores.valid)
+    fn start(&self) -> Start {
+        Start::Code
+    }
+
+    fn output(&self) -> &'static str {
+        "decoded"
+    }
+
+    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
+        Ok(Wanted::roles([Role::Reconstruction]))
+    }
+
+    fn result(&self, _: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+        let decoded = scores.matrix(Role::Reconstruction)?;
+        list_array(decoded.to_f32(), decoded.width, scores.valid.clone())
     }
 }

@@ -11,7 +11,7 @@ use super::{Call, Function, over_features};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
 use crate::model::metadata::Role;
-use crate::score::{Wanted, score};
+use crate::score::{Scores, Wanted};
 
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     over_features("ae_encode", "The code (bottleneck activations) of each row, a list of Float32.")
@@ -41,9 +41,16 @@ impl Function for Encode {
         Ok(list_type(model.contract().require(Role::Code)?.width()))
     }
 
-    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
-        let mut scores = score(call.model, call.rows, &Wanted::roles([Role::Code]), call.block_rows)?;
-        let code = scores.take()?;
-        list_array(code.values.into_f32(), code.width, scores.valid)
+    fn output(&self) -> &'static str {
+        "code"
+    }
+
+    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
+        Ok(Wanted::roles([Role::Code]))
+    }
+
+    fn result(&self, _: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+        let code = scores.matrix(Role::Code)?;
+        list_array(code.to_f32(), code.width, scores.valid.clone())
     }
 }

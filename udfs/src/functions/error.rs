@@ -10,7 +10,7 @@ use datafusion::logical_expr::Documentation;
 use super::{Call, Function, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
-use crate::score::{Wanted, score};
+use crate::score::{Scores, Wanted};
 
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     let gives = "The reconstruction error of each row, Float64: the mean over the features of the squared difference between \
@@ -42,8 +42,15 @@ impl Function for ReconstructionError {
         model.contract().require_error().map(|_| DataType::Float64)
     }
 
-    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
-        let scores = score(call.model, call.rows, &Wanted::error(), call.block_rows)?;
-        Ok(Arc::new(Float64Array::try_new(scores.error.into(), scores.valid)?))
+    fn output(&self) -> &'static str {
+        "error"
+    }
+
+    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
+        Ok(Wanted::error())
+    }
+
+    fn result(&self, _: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+        Ok(Arc::new(Float64Array::try_new(scores.error.clone(), scores.valid_error.clone())?))
     }
 }

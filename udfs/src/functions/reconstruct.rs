@@ -14,7 +14,7 @@ use super::{Call, Function, over_features};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
 use crate::model::metadata::Role;
-use crate::score::{Matrix, Wanted, score};
+use crate::score::{Matrix, Scores, Wanted};
 
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     let gives = "The reconstruction of each row, in the units of the input. A list gives a list of Float32; columns or a struct \
@@ -51,10 +51,16 @@ impl Function for Reconstruct {
         reconstruction_type(model, form)
     }
 
-    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
-        let mut scores = score(call.model, call.rows, &Wanted::roles([Role::Reconstruction]), call.block_rows)?;
-        let reconstruction = scores.take()?;
-        reconstruction_array(call, reconstruction, scores.valid)
+    fn output(&self) -> &'static str {
+        "reconstruction"
+    }
+
+    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
+        Ok(Wanted::roles([Role::Reconstruction]))
+    }
+
+    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+        reconstruction_array(call, scores.matrix(Role::Reconstruction)?, scores.valid.clone())
     }
 }
 
@@ -90,23 +96,25 @@ pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType
 /// A reconstruction as the type of [`reconstruction_type`].
 pub(super) fn reconstruction_array(
     call: &Call<'_>,
-    reconstruction: Matrix,
+    reconstruction: &Matrix,
     valid: Option<NullBuffer>,
 ) -> Result<ArrayRef> {
     let DataType::Struct(fields) = reconstruction_type(call.model, call.form)? else {
-        return list_array(reconstruction.values.into_f32(), reconstruction.width, valid);
+        return list_array(reconstruction.to_f32(), reconstruction.width, valid);
     };
     // a field of a null struct is not null by itself, and whoever takes the field sees only that
-    let column = |(index, field): (usize, &Arc<Field>)| {
-        let values = source_typed(&reconstruction.values.column(index, reconstruction.width), field.data_type())?;
-        null_where(&values, valid.as_ref())
+    let column = |(values, field): (ArrayRef, &Arc<Field>)| {
+        null_where(source_typed(&values, field.data_type())?, valid.as_ref())
     };
-    let columns = fields.iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
+    let columns = reconstruction.columns().into_iter().zip(&fields).map(column).collect::<Result<Vec<_>>>()?;
     Ok(Arc::new(StructArray::try_new(fields, columns, valid)?))
 }
 
 /// The same values, null also in the rows that are not valid.
-fn null_where(values: &ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> {
+fn null_where(values: ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> {
+    if valid.is_none() {
+        return Ok(values);
+    }
     let nulls = NullBuffer::union(values.nulls(), valid);
     Ok(make_array(values.to_data().into_builder().nulls(nulls).build()?))
 }

@@ -12,7 +12,7 @@ use super::{Call, Function, over_features};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
 use crate::model::metadata::Role;
-use crate::score::{Wanted, score};
+use crate::score::{Scores, Wanted};
 
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     let gives = "All that the model gives for a row, as a struct: code, reconstruction, scaled, scaled_reconstruction, logits \
@@ -44,11 +44,15 @@ impl RunAll {
             };
             fields.push(Field::new(role.name(), data_type, true));
         }
-        if model.contract().require_error().is_ok() {
+        if has_error(model) {
             fields.push(Field::new("error", DataType::Float64, true));
         }
         Ok(fields.into())
     }
+}
+
+fn has_error(model: &Model) -> bool {
+    model.contract().require_error().is_ok()
 }
 
 impl Function for RunAll {
@@ -68,23 +72,30 @@ impl Function for RunAll {
         Self::fields(model, form).map(DataType::Struct)
     }
 
-    fn evaluate(&self, call: &Call<'_>) -> Result<ArrayRef> {
+    fn output(&self) -> &'static str {
+        "run"
+    }
+
+    fn wanted(&self, model: &Model, form: &Form) -> Result<Wanted> {
+        let roles = Wanted::roles(Self::roles(model, form));
+        Ok(if has_error(model) { roles.and(&Wanted::error()) } else { roles })
+    }
+
+    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
         let fields = Self::fields(call.model, call.form)?;
-        let roles = Self::roles(call.model, call.form);
-        let error = call.model.contract().require_error().is_ok();
-        let mut scores =
-            score(call.model, call.rows, &Wanted { roles: roles.clone(), error, parts: false }, call.block_rows)?;
+        let has_error = has_error(call.model);
+        let valid = if has_error { &scores.valid_error } else { &scores.valid };
         let mut columns: Vec<ArrayRef> = Vec::new();
-        for role in roles {
-            let matrix = scores.take()?;
+        for role in Self::roles(call.model, call.form) {
+            let matrix = scores.matrix(role)?;
             columns.push(match role {
-                Role::Reconstruction => reconstruction_array(call, matrix, scores.valid.clone())?,
-                _ => list_array(matrix.values.into_f32(), matrix.width, scores.valid.clone())?,
+                Role::Reconstruction => reconstruction_array(call, matrix, valid.clone())?,
+                _ => list_array(matrix.to_f32(), matrix.width, valid.clone())?,
             });
         }
-        if error {
-            columns.push(Arc::new(Float64Array::try_new(scores.error.into(), scores.valid.clone())?));
+        if has_error {
+            columns.push(Arc::new(Float64Array::try_new(scores.error.clone(), valid.clone())?));
         }
-        Ok(Arc::new(StructArray::try_new(fields, columns, scores.valid)?))
+        Ok(Arc::new(StructArray::try_new(fields, columns, valid.clone())?))
     }
 }

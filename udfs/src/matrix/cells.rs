@@ -40,6 +40,17 @@ macro_rules! natives {
             String(Vec<String>),
         }
 
+        impl Block {
+            /// Memory that it takes; of strings, without their text.
+            pub(crate) fn bytes(&self) -> usize {
+                match self {
+                    $(Self::$kind(values) => values.capacity() * size_of::<<$arrow as ArrowPrimitiveType>::Native>(),)*
+                    Self::Bool(values) => values.capacity(),
+                    Self::String(values) => values.capacity() * size_of::<String>(),
+                }
+            }
+        }
+
         impl Cells {
             /// Cells whose rows stand together in `values`.
             pub(crate) fn packed(values: &ArrayRef, element: Element, width: usize, policy: NullPolicy) -> Result<Self> {
@@ -209,6 +220,18 @@ fn transpose_eight<T: Number>(columns: &[Column<T>], tile: Range<usize>, first: 
         let values: [T; LANES] = std::array::from_fn(|j| columns[j][i]);
         row[first..first + LANES].copy_from_slice(&values);
     }
+}
+
+/// Rows as columns: the way back of [`transpose`], in the same tiles.
+pub(crate) fn split_columns<T: Copy>(values: &[T], width: usize) -> Vec<Vec<T>> {
+    let rows = values.len().checked_div(width).unwrap_or_default();
+    let mut columns: Vec<Vec<T>> = (0..width).map(|_| Vec::with_capacity(rows)).collect();
+    for tile in values.chunks(TILE_ROWS * width.max(1)) {
+        for (j, column) in columns.iter_mut().enumerate() {
+            column.extend(tile[j..].iter().step_by(width));
+        }
+    }
+    columns
 }
 
 fn number<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<Column<T::Native>>

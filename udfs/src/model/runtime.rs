@@ -13,8 +13,10 @@ use half::f16;
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort::session::RunOptions;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights, SessionBuilder};
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType, TensorRef, TensorRefMut};
+
+use super::onnx::proto::{ModelProto, TensorProto};
 
 #[cfg(feature = "load-dynamic")]
 mod library;
@@ -144,6 +146,17 @@ impl Element {
         })
     }
 
+    /// Size of one in a tensor; of a string, of what points to it.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::Int8 | Self::UInt8 | Self::Bool => 1,
+            Self::Float16 | Self::Int16 | Self::UInt16 => 2,
+            Self::Float32 | Self::Int32 | Self::UInt32 => 4,
+            Self::Float64 | Self::Int64 | Self::UInt64 => 8,
+            Self::String => size_of::<String>(),
+        }
+    }
+
     /// Whether it is a floating-point type.
     pub fn is_float(self) -> bool {
         matches!(self, Self::Float16 | Self::Float32 | Self::Float64)
@@ -201,13 +214,16 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Loads a graph, with one thread to run it.
+    /// Loads a graph, with one thread to run it; it reads the weights that are given, and has no copy of them.
     ///
     /// # Errors
     /// A planning error if ONNX Runtime refuses it.
-    pub(crate) fn load(graph: &[u8], purpose: Purpose) -> Result<Self> {
+    pub(crate) fn load(graph: &[u8], purpose: Purpose, weights: Option<&Weights>) -> Result<Self> {
         let builder = SessionBuilder::new(&loaded()?.environment).map_err(external)?;
         let mut builder = configure(builder, purpose)?;
+        if let Some(weights) = weights {
+            builder = weights.share(builder)?;
+        }
         let canceler = builder.canceler();
         let session = with_deadline(move || canceler.cancel().is_ok(), || builder.commit_from_memory(graph))
             .map_err(|e| external(e).context("ONNX Runtime cannot load the graph"))?;
@@ -317,6 +333,50 @@ impl Session {
         unsafe { ort::Error::result_from_status(status) }
             .map_err(|e| external(e).context("ONNX Runtime failed to run the model"))
     }
+}
+
+/// The large weights of a graph, held once for all of its sessions: as the file has them, and as the kernels pack them.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    tensors: Vec<(String, Arc<DynValue>)>,
+    packed: PrepackedWeights,
+}
+
+impl Weights {
+    /// Smaller ones are copied into each session: they also hold shapes and axes, which ONNX Runtime wants to see.
+    const SHARED_BYTES: usize = 4096;
+
+    /// # Errors
+    /// An error if ONNX Runtime is not there.
+    pub(crate) fn of(graph: &ModelProto) -> Result<Self> {
+        loaded()?;
+        let initializers = graph.graph.iter().flat_map(|graph| &graph.initializer);
+        let tensors = initializers.filter_map(|tensor| Some((tensor.name().to_owned(), floats(tensor)?)));
+        let tensors = tensors.map(|(name, (shape, values))| {
+            Ok((name, Arc::new(Tensor::from_array((shape, values)).map_err(external)?.into_dyn())))
+        });
+        Ok(Self { tensors: tensors.collect::<Result<_>>()?, packed: PrepackedWeights::new() })
+    }
+
+    fn share(&self, builder: SessionBuilder) -> Result<SessionBuilder> {
+        let failed = |e: ort::Error<SessionBuilder>| external(e.into());
+        let builder = builder.with_prepacked_weights(&self.packed).map_err(failed)?;
+        self.tensors.iter().try_fold(builder, |builder, (name, value)| {
+            builder.with_initializer(name, Arc::clone(value)).map_err(failed)
+        })
+    }
+}
+
+/// Shape and values of a large tensor of floats.
+fn floats(tensor: &TensorProto) -> Option<(Vec<i64>, Vec<f32>)> {
+    if Element::from_onnx(tensor.data_type()) != Some(Element::Float32) {
+        return None;
+    }
+    let values = match &tensor.raw_data {
+        Some(raw) => raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        None => tensor.float_data.clone(),
+    };
+    (size_of_val(values.as_slice()) >= Weights::SHARED_BYTES).then(|| (tensor.dims.clone(), values))
 }
 
 fn configure(builder: SessionBuilder, purpose: Purpose) -> Result<SessionBuilder> {

@@ -7,7 +7,7 @@ use datafusion::common::exec_err;
 use datafusion::error::Result;
 use multiversion::multiversion;
 
-use super::{Scores, Wanted};
+use super::Scores;
 use crate::matrix::{Block, Cells, Rows};
 use crate::model::contract::Contract;
 use crate::model::metadata::{ErrorMetric, NullPolicy};
@@ -25,6 +25,7 @@ pub(super) enum Values<'a> {
 }
 
 /// What the reconstruction is compared with.
+#[derive(Debug)]
 enum Original {
     /// An output of the graph, by index.
     Output(usize),
@@ -35,6 +36,7 @@ enum Original {
 }
 
 /// Measures errors block by block.
+#[derive(Debug)]
 pub(super) struct Measure<'a> {
     metric: ErrorMetric,
     original: Original,
@@ -64,7 +66,8 @@ impl<'a> Measure<'a> {
         rows: &Rows,
         original: Option<usize>,
         reconstruction: usize,
-        wanted: &Wanted,
+        wants_error: bool,
+        wants_parts: bool,
     ) -> Result<Self> {
         let n_features = contract.features.len();
         let policy = contract.null_policy;
@@ -79,7 +82,7 @@ impl<'a> Measure<'a> {
                 Original::Features(cells, block)
             }
         };
-        let features = match wanted.parts {
+        let features = match wants_parts {
             true => Some(contract.require_error_features()?),
             false => contract.error_features.as_deref(),
         };
@@ -97,10 +100,10 @@ impl<'a> Measure<'a> {
             n_features,
             features,
             given: if given.iter().all(Option::is_none) { Vec::new() } else { given },
-            wants_error: wanted.error,
-            wants_parts: wanted.parts,
-            error: Vec::with_capacity(if wanted.error { rows.len() } else { 0 }),
-            parts: Vec::with_capacity(if wanted.parts { rows.len() * n_features } else { 0 }),
+            wants_error,
+            wants_parts,
+            error: Vec::with_capacity(if wants_error { rows.len() } else { 0 }),
+            parts: Vec::with_capacity(if wants_parts { rows.len() * n_features } else { 0 }),
             has_error: Vec::new(),
         })
     }
@@ -185,11 +188,17 @@ impl<'a> Measure<'a> {
 
     /// Hands over what was measured.
     pub(super) fn finish(self, scores: &mut Scores) {
-        scores.error = self.error;
+        scores.error = self.error.into();
         scores.parts = self.parts;
-        if !self.has_error.is_empty() {
-            scores.valid = NullBuffer::union(scores.valid.as_ref(), Some(&NullBuffer::from(self.has_error)));
-        }
+        scores.valid_error = match self.has_error.is_empty() {
+            true => scores.valid.clone(),
+            false => NullBuffer::union(scores.valid.as_ref(), Some(&NullBuffer::from(self.has_error))),
+        };
+    }
+
+    /// Memory that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        (self.error.capacity() + self.parts.capacity()) * size_of::<f64>() + self.has_error.capacity()
     }
 }
 

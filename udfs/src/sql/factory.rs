@@ -17,7 +17,7 @@ use datafusion::logical_expr::{
 
 use super::explain;
 use crate::config::AeOptions;
-use crate::functions::{Call, Encode, Function, Reconstruct, ReconstructionError};
+use crate::functions::{Call, Encode, Function, Reconstruct, ReconstructionError, evaluate};
 use crate::matrix::{Form, Rows};
 use crate::model::catalog::Models;
 use crate::model::metadata::Metadata;
@@ -183,7 +183,7 @@ impl ScalarUDFImpl for OnnxFunction {
         let rows = Rows::new(&arrays, &self.model.contract().features, n);
         let block_rows = AeOptions::of(&args.config_options).block_rows();
         let result = rows.and_then(|rows| {
-            self.output.evaluate(&Call { model: &self.model, form: &self.form, rows: &rows, block_rows })
+            evaluate(self.output.as_ref(), &Call { model: &self.model, form: &self.form, rows: &rows }, block_rows)
         });
         let result = result.map_err(|e| explain(format!("{}()", self.name), e))?;
         Ok(ColumnarValue::Array(cast(&result, &self.return_type)?))

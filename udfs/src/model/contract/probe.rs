@@ -67,7 +67,7 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
 
 fn open(model: &ModelProto, outputs: &[String]) -> Result<Session> {
     let part = cut(model, &Cut { outputs: outputs.to_vec(), inputs: Vec::new() })?;
-    Session::load(&encode(&part), Purpose::Probe)
+    Session::load(&encode(&part), Purpose::Probe, None)
 }
 
 fn a_row_each(name: &str, observed: &Observed, rows: usize) -> Option<TensorSpec> {

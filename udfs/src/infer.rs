@@ -1,0 +1,113 @@
+//! One run of a model for all calls of a query: the plan node `Infer`, and the rule that lifts calls into it.
+//!
+//! ```text
+//! Projection: id, ae_encode('m', a, b), ae_error('m', a, b)      Projection: id, __ae_1.code AS …, __ae_1.error AS …
+//!   Filter: id % 10 = 0 AND ae_error('m', a, b) > 4         =>     Filter: __ae_1.error > 4
+//!     TableScan: t                                                   Infer: model=m@1, …, outputs=[error, code]
+//!                                                                      Filter: id % 10 = 0
+//!                                                                        TableScan: t
+//! ```
+
+mod exec;
+mod lift;
+mod node;
+mod places;
+mod planner;
+mod reuse;
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{Field, FieldRef};
+use datafusion::error::Result;
+
+use crate::functions::Function;
+use crate::matrix::Form;
+use crate::model::{Model, Start};
+use crate::score::Wanted;
+
+pub use lift::LiftCalls;
+pub use node::Infer;
+pub use planner::InferPlanner;
+pub(crate) use planner::{can_plan, query_planner};
+
+/// What stands before every column of an `Infer` node.
+const PREFIX: &str = "__ae_";
+
+/// One column that a node adds: what a function gives.
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    pub(crate) function: Arc<dyn Function>,
+    /// `__ae_1.error`: in a plan no two nodes have the same.
+    pub(crate) name: String,
+}
+
+impl Output {
+    fn new(id: usize, function: &Arc<dyn Function>) -> Self {
+        Self { name: format!("{PREFIX}{id}.{}", function.output()), function: Arc::clone(function) }
+    }
+}
+
+impl PartialEq for Output {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Output {}
+
+impl Hash for Output {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+/// What is run over rows, whatever the features are: a model, where its graph is entered, what is wanted of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Job {
+    pub(crate) model: Arc<Model>,
+    pub(crate) start: Start,
+    pub(crate) outputs: Vec<Output>,
+}
+
+impl Job {
+    /// The columns that it adds, for features of these types.
+    ///
+    /// # Errors
+    /// A planning error if the model cannot give an output.
+    fn fields(&self, features: &[FieldRef]) -> Result<Vec<Field>> {
+        let form = Form::of(features);
+        let field = |output: &Output| {
+            output.function.check(&self.model, &form)?;
+            Ok(Field::new(&output.name, output.function.data_type(&self.model, &form)?, true))
+        };
+        self.outputs.iter().map(field).collect()
+    }
+
+    /// All that its outputs are made of.
+    ///
+    /// # Errors
+    /// A planning error if the model lacks something.
+    fn wanted(&self, form: &Form) -> Result<Wanted> {
+        let add = |wanted: Wanted, output: &Output| Ok(wanted.and(&output.function.wanted(&self.model, form)?));
+        self.outputs.iter().try_fold(Wanted::default(), add)
+    }
+
+    /// `model=m@3 (sha256:3f2a91c0), features=[a, b], outputs=[code, error]`
+    fn describe(&self, features: &[String], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outputs: Vec<&str> = self.outputs.iter().map(|output| output.function.output()).collect();
+        let sha256 = self.model.sha256_hex();
+        write!(f, "model={} (sha256:{}), ", self.model, sha256.get(..8).unwrap_or(&sha256))?;
+        write!(f, "features=[{}], outputs=[{}]", shortened(features), outputs.join(", "))
+    }
+}
+
+/// `f0, f1, f2, f3, … 28 more`.
+fn shortened(features: &[String]) -> String {
+    const SHOWN: usize = 6;
+    match features.len() > SHOWN {
+        true => format!("{}, … {} more", features[..SHOWN - 2].join(", "), features.len() - (SHOWN - 2)),
+        false => features.join(", "),
+    }
+}

@@ -1,0 +1,409 @@
+//! The rule that lifts calls into `Infer` nodes.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, JoinType};
+use datafusion::config::ConfigOptions;
+use datafusion::error::Result;
+use datafusion::logical_expr::expr::Sort;
+use datafusion::logical_expr::utils::{conjunction, split_conjunction, split_conjunction_owned};
+use datafusion::logical_expr::{Distinct, DistinctOn, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder};
+use datafusion::optimizer::{AnalyzerRule, ApplyOrder, OptimizerConfig, OptimizerRule};
+
+use super::PREFIX;
+use super::node::{self, Infer};
+use super::places::{self, Call, Place, has_call};
+use super::reuse::{Wish, has_columns, reuse};
+use crate::config::AeOptions;
+use crate::names::keep_names;
+
+/// Lifts the calls of `ae_*` functions out of expressions, into [`Infer`] nodes below them: see [`crate::infer`].
+///
+/// As an analyzer rule, it sees the query as it was written, so that DataFusion's own rules then push predicates, limits
+/// and projections through the nodes. As the last optimizer rule, it sees what sub-queries became, and takes away
+/// outputs that nobody reads.
+///
+/// A call stays where it is if it stands in a branch that not every row takes (CASE, COALESCE, the right side of AND and
+/// OR), unless the model is run on the same features for each row anyway. Why a call was not lifted is logged at level
+/// debug.
+#[derive(Debug, Default)]
+pub struct LiftCalls;
+
+impl AnalyzerRule for LiftCalls {
+    fn analyze(&self, plan: LogicalPlan, config: &ConfigOptions) -> Result<LogicalPlan> {
+        match AeOptions::of(config).lift_calls {
+            true => Ok(lift(plan, Reasons::Logged)?.data),
+            false => Ok(plan),
+        }
+    }
+
+    fn name(&self) -> &str {
+        "lift_calls"
+    }
+}
+
+impl OptimizerRule for LiftCalls {
+    fn name(&self) -> &str {
+        "lift_calls"
+    }
+
+    /// The whole plan at once: which outputs are read is known only then.
+    fn apply_order(&self) -> Option<ApplyOrder> {
+        None
+    }
+
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        match AeOptions::of(&config.options()).lift_calls {
+            true => lift(plan, Reasons::Silent)?.transform_data(drop_unread),
+            false => Ok(Transformed::no(plan)),
+        }
+    }
+}
+
+/// Whether it is logged why a call stays: once a query is enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reasons {
+    Logged,
+    Silent,
+}
+
+impl Reasons {
+    fn log(self, call: Call<'_>, plan: &LogicalPlan, reason: &str) {
+        if self == Self::Logged {
+            log::debug!("{} in {} is not lifted: {reason}", call.expr, plan.display());
+        }
+    }
+
+    /// Says of all calls that are left in a node why they are.
+    fn log_rest(self, plan: &LogicalPlan) -> Result<()> {
+        if self == Self::Silent || !log::log_enabled!(log::Level::Debug) {
+            return Ok(());
+        }
+        for expr in plan.expressions() {
+            for Place { call, branch } in places::calls(&expr)? {
+                let reason = call.obstacle().or(branch).unwrap_or("its place in the plan is not one that is known");
+                self.log(call, plan, reason);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lift(plan: LogicalPlan, reasons: Reasons) -> Result<Transformed<LogicalPlan>> {
+    let mut has_calls = false;
+    let mut next_id = 1;
+    plan.apply_with_subqueries(|plan| {
+        plan.apply_expressions(|expr| {
+            has_calls |= has_call(expr);
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        if let Some(node) = Infer::of(plan) {
+            let ids = node.job().outputs.iter().filter_map(|output| id_of(&output.name));
+            next_id = ids.fold(next_id, |next, id| next.max(id + 1));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    if !has_calls {
+        return Ok(Transformed::no(plan));
+    }
+    let mut lifter = Lifter { next_id, reasons };
+    plan.transform_up_with_subqueries(|plan| lifter.node(plan))
+}
+
+/// The number of a node, from the name of a column that it adds.
+fn id_of(name: &str) -> Option<usize> {
+    name.strip_prefix(PREFIX)?.split_once('.')?.0.parse().ok()
+}
+
+/// Takes away what no expression reads: an output that was lifted, and then pruned together with its column.
+fn drop_unread(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    let mut has_nodes = false;
+    let mut read = HashSet::new();
+    plan.apply_with_subqueries(|plan| {
+        has_nodes |= Infer::of(plan).is_some();
+        plan.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::Column(column) | Expr::OuterReferenceColumn(_, column) = expr {
+                    read.insert(column.name.clone());
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    if !has_nodes {
+        return Ok(Transformed::no(plan));
+    }
+    plan.transform_up_with_subqueries(|plan| {
+        let Some(node) = Infer::of(&plan) else {
+            // a schema below may have lost a column
+            return Ok(Transformed::no(plan));
+        };
+        if node.job().outputs.iter().all(|output| read.contains(&output.name)) {
+            return Ok(Transformed::no(plan));
+        }
+        Ok(Transformed::yes(match node.retain(|name| read.contains(name))? {
+            Some(node) => node.into_plan(),
+            None => node.input().clone(),
+        }))
+    })?
+    .transform_data(|plan| {
+        // whatever passed the column on has one less
+        plan.transform_up_with_subqueries(|plan| {
+            let before = Arc::clone(plan.schema());
+            let plan = plan.recompute_schema()?;
+            Ok(Transformed::new_transformed(plan.clone(), *plan.schema() != before))
+        })
+    })
+}
+
+struct Lifter {
+    next_id: usize,
+    reasons: Reasons,
+}
+
+impl Lifter {
+    /// A node whose inputs were dealt with.
+    fn node(&mut self, plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+        if !plan.expressions().iter().any(has_call) {
+            return Ok(Transformed::no(plan));
+        }
+        let lifted = match plan {
+            LogicalPlan::Filter(filter) => self.filter(filter)?,
+            LogicalPlan::Join(join) => self.join(join)?,
+            LogicalPlan::Projection(_)
+            | LogicalPlan::Aggregate(_)
+            | LogicalPlan::Window(_)
+            | LogicalPlan::Sort(_)
+            | LogicalPlan::Repartition(_)
+            | LogicalPlan::Distinct(Distinct::On(_)) => self.unary(plan)?,
+            other => Transformed::no(other),
+        };
+        self.reasons.log_rest(&lifted.data)?;
+        Ok(lifted)
+    }
+
+    /// ```text
+    /// Sort: ae_error('m', a, b)        Projection: a, b
+    ///   TableScan: t              =>     Sort: __ae_1.error
+    ///                                      Infer: m on a, b, outputs=[error]
+    ///                                        TableScan: t
+    /// ```
+    fn unary(&mut self, plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+        let mut side = Side::new(plan.inputs()[0].clone());
+        let exprs = plan.expressions();
+        let columns = self.columns(&exprs, std::slice::from_mut(&mut side))?;
+        if !side.is_changed {
+            return Ok(Transformed::no(plan));
+        }
+        // sort keys have no names
+        let has_names = !matches!(plan, LogicalPlan::Sort(_) | LogicalPlan::Repartition(_));
+        let replace = |expr| match has_names {
+            true => keep_names(&plan, expr, &mut |expr| replaced(expr, &columns)),
+            false => replaced(expr, &columns),
+        };
+        let exprs = exprs.into_iter().map(replace).collect::<Result<Vec<_>>>()?;
+        let lifted = match &plan {
+            LogicalPlan::Distinct(Distinct::On(distinct)) => distinct_on(distinct, exprs, side.plan)?,
+            plan => plan.with_new_exprs(exprs, vec![side.plan])?,
+        };
+        Ok(Transformed::yes(with_schema_of(&plan, lifted)?))
+    }
+
+    /// Cheap conditions first, then each condition that needs a model, in the order in which they were written:
+    ///
+    /// ```text
+    /// Filter: ae_error('m', a, b) > 4 AND id % 10 = 0 AND ae_error('n', a, b) > 1
+    ///   TableScan: t
+    /// =>
+    /// Filter: __ae_2.error > 1
+    ///   Infer: n on a, b
+    ///     Filter: __ae_1.error > 4
+    ///       Infer: m on a, b
+    ///         Filter: id % 10 = 0
+    ///           TableScan: t
+    /// ```
+    fn filter(&mut self, filter: Filter) -> Result<Transformed<LogicalPlan>> {
+        let original = LogicalPlan::Filter(filter.clone());
+        let (costly, cheap): (Vec<Expr>, Vec<Expr>) = split_conjunction_owned(filter.predicate)
+            .into_iter()
+            .partition(|expr| has_call(expr) || expr.is_volatile());
+        let mut side = Side::new(Arc::unwrap_or_clone(filter.input));
+        side.filter(cheap)?;
+        for condition in costly {
+            let columns = self.columns(std::slice::from_ref(&condition), std::slice::from_mut(&mut side))?;
+            side.filter(vec![replaced(condition, &columns)?])?;
+        }
+        match side.is_changed {
+            true => Ok(Transformed::yes(with_schema_of(&original, side.plan)?)),
+            false => Ok(Transformed::no(original)),
+        }
+    }
+
+    /// Calls on the columns of one side go into that side. In an inner join, a condition on both becomes a filter above,
+    /// from which its calls are lifted.
+    fn join(&mut self, mut join: Join) -> Result<Transformed<LogicalPlan>> {
+        let original = LogicalPlan::Join(join.clone());
+        if join.join_type == JoinType::Inner
+            && let Some(above) = self.conditions_on_both(&mut join)?
+        {
+            let joined = self.join(join)?.data;
+            let filtered = self.filter(Filter::try_new(above, Arc::new(joined))?)?.data;
+            return Ok(Transformed::yes(with_schema_of(&original, filtered)?));
+        }
+        let mut sides = [Side::new(join.left.as_ref().clone()), Side::new(join.right.as_ref().clone())];
+        let exprs = original.expressions();
+        // each condition is one for itself, whatever stands left of it
+        let conditions: Vec<Expr> = exprs.iter().flat_map(split_conjunction).cloned().collect();
+        let columns = self.columns(&conditions, &mut sides)?;
+        if sides.iter().all(|side| !side.is_changed) {
+            return Ok(Transformed::no(original));
+        }
+        let exprs = exprs.into_iter().map(|expr| replaced(expr, &columns)).collect::<Result<_>>()?;
+        let joined = original.with_new_exprs(exprs, sides.map(|side| side.plan).to_vec())?;
+        Ok(Transformed::yes(with_schema_of(&original, joined)?))
+    }
+
+    /// Takes the conditions out of a join's filter that call a model on columns of both sides.
+    fn conditions_on_both(&self, join: &mut Join) -> Result<Option<Expr>> {
+        let Some(filter) = &join.filter else { return Ok(None) };
+        let of_one_side = |call: Call<'_>| {
+            [&join.left, &join.right].into_iter().any(|side| has_columns(side.schema(), call.features))
+        };
+        let (mut above, mut inside) = (Vec::new(), Vec::new());
+        for condition in split_conjunction(filter) {
+            let is_on_both = |place: &Place<'_>| !of_one_side(place.call) && place.call.obstacle().is_none();
+            match places::calls(condition)?.iter().any(is_on_both) {
+                true => above.push(condition.clone()),
+                false => inside.push(condition.clone()),
+            }
+        }
+        join.filter = conjunction(inside);
+        Ok(conjunction(above))
+    }
+
+    /// Lifts what can be lifted out of expressions into one of the inputs that they are over, and tells which column each
+    /// call became; see [`replaced`].
+    fn columns(&mut self, exprs: &[Expr], sides: &mut [Side]) -> Result<Columns> {
+        let mut columns = Columns::new();
+        let mut exprs = exprs.to_vec();
+        // calls in the features of others first: once they are columns, the others' turn comes
+        loop {
+            let n_before = columns.len();
+            let mut places = Vec::new();
+            for expr in &exprs {
+                places.extend(places::calls(expr)?);
+            }
+            let is_ready =
+                |place: &&Place<'_>| place.call.obstacle().is_none() && !place.call.features.iter().any(has_call);
+            let (eager, lazy): (Vec<&Place<'_>>, Vec<&Place<'_>>) =
+                places.iter().filter(is_ready).partition(|place| place.branch.is_none());
+            for Place { call, .. } in eager {
+                if columns.contains_key(call.expr) {
+                    continue;
+                }
+                let Some(side) = sides.iter_mut().find(|side| side.has(*call)) else { continue };
+                if let Some(column) = side.add(*call, &mut self.next_id)? {
+                    columns.insert(call.expr.clone(), Expr::Column(column));
+                }
+            }
+            // in a branch, where the model has run on these features already
+            for Place { call, .. } in lazy {
+                for side in sides.iter_mut() {
+                    if let (false, Some(column)) = (columns.contains_key(call.expr), side.share(*call)?) {
+                        columns.insert(call.expr.clone(), Expr::Column(column));
+                    }
+                }
+            }
+            if columns.len() == n_before {
+                return Ok(columns);
+            }
+            exprs = exprs.into_iter().map(|expr| replaced(expr, &columns)).collect::<Result<_>>()?;
+        }
+    }
+}
+
+/// The column that each call became.
+type Columns = HashMap<Expr, Expr>;
+
+/// An expression with columns in place of the calls that became them; inner ones first, as they were lifted.
+fn replaced(expr: Expr, columns: &Columns) -> Result<Expr> {
+    let replace = |expr: Expr| {
+        Ok(match columns.get(&expr) {
+            Some(column) => Transformed::yes(column.clone()),
+            None => Transformed::no(expr),
+        })
+    };
+    Ok(expr.transform_up(replace)?.data)
+}
+
+/// `with_new_exprs` does not take those of DISTINCT ON.
+fn distinct_on(distinct: &DistinctOn, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<LogicalPlan> {
+    let mut selected = exprs.split_off(distinct.on_expr.len());
+    let keys = selected.split_off(distinct.select_expr.len());
+    let sort_expr = distinct.sort_expr.as_ref().map(|sort| {
+        let key = |(sort, expr): (&Sort, Expr)| Sort { expr: expr.unalias(), ..sort.clone() };
+        sort.iter().zip(keys).map(key).collect()
+    });
+    let on = exprs.into_iter().map(Expr::unalias).collect();
+    Ok(LogicalPlan::Distinct(Distinct::On(DistinctOn::try_new(on, selected, sort_expr, Arc::new(input))?)))
+}
+
+/// An input that calls are lifted into.
+struct Side {
+    plan: LogicalPlan,
+    is_changed: bool,
+}
+
+impl Side {
+    fn new(plan: LogicalPlan) -> Self {
+        Self { plan, is_changed: false }
+    }
+
+    fn has(&self, call: Call<'_>) -> bool {
+        has_columns(self.plan.schema(), call.features)
+    }
+
+    /// The column that holds what a call gives: of a node that is there already, or of a new one.
+    ///
+    /// None over columns of an outer query: DataFusion makes a join of the two, and not if there is a node between them.
+    fn add(&mut self, call: Call<'_>, next_id: &mut usize) -> Result<Option<Column>> {
+        if let Some(column) = self.share(call)? {
+            return Ok(Some(column));
+        }
+        if !self.plan.all_out_ref_exprs().is_empty() {
+            return Ok(None);
+        }
+        let (plan, column) =
+            node::infer(self.plan.clone(), *next_id, call.model, call.function, call.features.to_vec())?;
+        *next_id += 1;
+        (self.plan, self.is_changed) = (plan, true);
+        Ok(Some(column))
+    }
+
+    fn share(&mut self, call: Call<'_>) -> Result<Option<Column>> {
+        let features: Vec<Expr> = call.features.iter().cloned().map(Expr::unalias).collect();
+        let wish = Wish { model: call.model, function: call.function };
+        let Some((plan, column)) = reuse(&self.plan, &features, wish)? else { return Ok(None) };
+        (self.plan, self.is_changed) = (plan, true);
+        Ok(Some(column))
+    }
+
+    fn filter(&mut self, conditions: Vec<Expr>) -> Result<()> {
+        if let Some(predicate) = conjunction(conditions) {
+            let plan = std::mem::take(&mut self.plan);
+            self.plan = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(plan))?);
+        }
+        Ok(())
+    }
+}
+
+/// A plan with the columns of another, and no more.
+fn with_schema_of(original: &LogicalPlan, plan: LogicalPlan) -> Result<LogicalPlan> {
+    if plan.schema().columns() == original.schema().columns() {
+        return Ok(plan);
+    }
+    let columns = original.schema().columns().into_iter().map(Expr::Column);
+    LogicalPlanBuilder::from(plan).project(columns)?.build()
+}
