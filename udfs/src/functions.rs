@@ -154,6 +154,12 @@ impl ModelFunction {
         self.pinned.is_some()
     }
 
+    /// A function for a model that is known.
+    #[cfg(feature = "proto")]
+    pub(crate) fn pinned_to(function: Arc<dyn Function>, models: Models, model: Arc<Model>) -> Self {
+        Self { pinned: Some(model), ..Self::new(function, models, AeOptions::default()) }
+    }
+
     /// This function for the model that a call means now.
     ///
     /// # Errors

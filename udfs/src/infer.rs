@@ -13,6 +13,8 @@ mod lift;
 mod node;
 mod places;
 mod planner;
+#[cfg(feature = "proto")]
+mod proto;
 mod reuse;
 
 use std::fmt;
@@ -31,6 +33,8 @@ pub use lift::LiftCalls;
 pub use node::Infer;
 pub use planner::InferPlanner;
 pub(crate) use planner::{can_plan, query_planner};
+#[cfg(feature = "proto")]
+pub use proto::InferCodec;
 
 /// What stands before every column of an `Infer` node.
 const PREFIX: &str = "__ae_";

@@ -74,14 +74,17 @@ impl InferExec {
         Ok(Self { input, features, job, wanted, form, block_rows, schema, properties, metrics })
     }
 
+    #[cfg(feature = "proto")]
     pub(crate) fn features(&self) -> &[Arc<dyn PhysicalExpr>] {
         &self.features
     }
 
+    #[cfg(feature = "proto")]
     pub(crate) fn job(&self) -> &Job {
         &self.job
     }
 
+    #[cfg(feature = "proto")]
     pub(crate) fn block_rows(&self) -> Option<usize> {
         self.block_rows
     }

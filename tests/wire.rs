@@ -1,0 +1,91 @@
+//! Plans that cross a wire give the same rows on the other side, and only with the same file.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::infer::InferCodec;
+use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::model::metadata::{Feature, Metadata};
+use aefusion_udfs::model::store::ModelStore;
+use datafusion::arrow::util::pretty::pretty_format_batches;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::physical_plan::collect;
+use datafusion::prelude::{CsvReadOptions, SessionConfig, SessionContext};
+use datafusion_proto::bytes::{
+    logical_plan_from_bytes_with_extension_codec, logical_plan_to_bytes_with_extension_codec,
+    physical_plan_from_bytes_with_extension_codec, physical_plan_to_bytes_with_extension_codec,
+};
+
+/// In both forms, beside each other, with a call that stays, and below a decoder.
+const QUERIES: [&str; 4] = [
+    "SELECT id, ae_encode('m', a, b), ae_error('m', [a, b]) FROM t WHERE ae_error('m', a, b) > 0.5 AND id > 1 ORDER BY id",
+    "SELECT id, CASE WHEN id = 2 THEN ae_error('m', a, b) END FROM t ORDER BY id",
+    "SELECT ae_decode('m', ae_encode('m', a, b)), ae_reconstruct('m', a + 1, b) FROM t ORDER BY id",
+    "SELECT max(ae_error('m', a, b)), ae_encode('m', a, b)[1] > 1 FROM t GROUP BY 2 ORDER BY 2",
+];
+
+struct Side {
+    session: SessionContext,
+    codec: InferCodec,
+}
+
+async fn side(file: &str) -> Side {
+    let models = Models::new(ModelStore::in_memory());
+    let features = Some(vec![Feature::named("a"), Feature::named("b")]);
+    models.register_file("m", file, Metadata { features, ..Metadata::default() }).unwrap();
+    let state = SessionStateBuilder::new()
+        .with_config(SessionConfig::new().with_target_partitions(2))
+        .with_default_features()
+        .with_autoencoders(models.clone())
+        .build();
+    let session = SessionContext::new_with_state(state);
+    session.register_csv("t", "tests/models/rows.csv", CsvReadOptions::new()).await.unwrap();
+    Side { session, codec: InferCodec::new(models) }
+}
+
+async fn rows(session: &SessionContext, sql: &str) -> String {
+    let batches = session.sql(sql).await.unwrap().collect().await.unwrap();
+    pretty_format_batches(&batches).unwrap().to_string()
+}
+
+#[tokio::test]
+async fn plans_give_the_same_rows_on_the_other_side() {
+    let here = side("tests/models/mean.onnx").await;
+    let there = side("tests/models/mean.onnx").await;
+    let context = there.session.task_ctx();
+    for sql in QUERIES {
+        let expected = rows(&here.session, sql).await;
+        let frame = here.session.sql(sql).await.unwrap();
+
+        let logical = frame.clone().into_optimized_plan().unwrap();
+        let bytes = logical_plan_to_bytes_with_extension_codec(&logical, &here.codec).unwrap();
+        let decoded = logical_plan_from_bytes_with_extension_codec(&bytes, &context, &there.codec).unwrap();
+        assert_eq!(decoded.display_indent().to_string(), logical.display_indent().to_string(), "{sql}");
+        let found = there.session.execute_logical_plan(decoded).await.unwrap().collect().await.unwrap();
+        assert_eq!(pretty_format_batches(&found).unwrap().to_string(), expected, "{sql}");
+
+        let physical = frame.create_physical_plan().await.unwrap();
+        let bytes = physical_plan_to_bytes_with_extension_codec(physical, &here.codec).unwrap();
+        let decoded = physical_plan_from_bytes_with_extension_codec(&bytes, &context, &there.codec).unwrap();
+        let found = collect(decoded, there.session.task_ctx()).await.unwrap();
+        assert_eq!(pretty_format_batches(&found).unwrap().to_string(), expected, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn another_file_under_the_same_name_is_refused() {
+    let here = side("tests/models/mean.onnx").await;
+    let there = side("tests/models/scaled.onnx").await;
+    let context = there.session.task_ctx();
+    for sql in QUERIES {
+        let frame = here.session.sql(sql).await.unwrap();
+        let logical = frame.clone().into_optimized_plan().unwrap();
+        let bytes = logical_plan_to_bytes_with_extension_codec(&logical, &here.codec).unwrap();
+        let refused = logical_plan_from_bytes_with_extension_codec(&bytes, &context, &there.codec).unwrap_err();
+        assert!(refused.to_string().contains("m@1 of another SHA-256"), "{refused}");
+        let physical = frame.create_physical_plan().await.unwrap();
+        let bytes = physical_plan_to_bytes_with_extension_codec(physical, &here.codec).unwrap();
+        let refused = physical_plan_from_bytes_with_extension_codec(&bytes, &context, &there.codec).unwrap_err();
+        assert!(refused.to_string().contains("m@1 of another SHA-256"), "{refused}");
+    }
+}
