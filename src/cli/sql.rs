@@ -44,13 +44,18 @@ pub(super) struct SqlArgs {
     /// Print neither a progress bar nor the number of rows and the time
     #[arg(short, long)]
     quiet: bool,
+
+    /// Print the time that each statement took to standard error, on a terminal or not
+    #[arg(long)]
+    timing: bool,
 }
 
 impl SqlArgs {
     pub(super) fn run(self) -> Result<Outcome> {
         let session = self.session.open()?;
         let runtime = tokio::runtime::Runtime::new()?;
-        let shell = Shell { session, format: self.format, max_rows: self.max_rows, quiet: self.quiet };
+        let shell =
+            Shell { session, format: self.format, max_rows: self.max_rows, quiet: self.quiet, timing: self.timing };
         if self.command.is_empty() && self.file.is_empty() {
             if io::stdin().is_terminal() {
                 return super::repl::run(&shell, &runtime);
@@ -84,6 +89,7 @@ pub(super) struct Shell {
     format: Format,
     max_rows: usize,
     quiet: bool,
+    timing: bool,
 }
 
 impl Shell {
@@ -126,7 +132,7 @@ impl Shell {
         let printed = self.print(schema, stream, &progress).await;
         drop(progress);
         let rows = printed?;
-        if !self.quiet && io::stderr().is_terminal() {
+        if self.timing || !self.quiet && io::stderr().is_terminal() {
             let plural = if rows == 1 { "" } else { "s" };
             writeln!(io::stderr(), "{rows} row{plural}, {:.3} s", start.elapsed().as_secs_f64())?;
         }

@@ -7,10 +7,23 @@ use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStor
 use object_store::ObjectStore;
 use url::Url;
 
+use super::local::LocalFiles;
+
 /// The default registry; a URL that it does not know is opened with the credentials of the environment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LazyStores {
     known: DefaultObjectStoreRegistry,
+}
+
+impl LazyStores {
+    /// # Errors
+    /// Never: the URL of the local file system is one.
+    pub(super) fn try_new() -> Result<Self> {
+        let known = DefaultObjectStoreRegistry::new();
+        let local = Url::parse("file://").map_err(|e| DataFusionError::External(e.into()))?;
+        known.register_store(&local, Arc::new(LocalFiles::default()));
+        Ok(Self { known })
+    }
 }
 
 impl ObjectStoreRegistry for LazyStores {
