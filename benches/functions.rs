@@ -1,7 +1,7 @@
 //! Each function over the four forms of features, for a small and a large network: rows a second, and how much of the
 //! time is ONNX Runtime's. The rest is conversion, the error, and DataFusion.
 //!
-//! `cargo xtask bench [filter]`
+//! `cargo xtask bench functions [filter]`
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 

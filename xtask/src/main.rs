@@ -1,5 +1,6 @@
 //! Tasks of this repository: `cargo xtask setup | demo | test | ci | bench`.
 
+mod bench;
 mod demo;
 mod setup;
 
@@ -27,10 +28,10 @@ enum Task {
     Test,
     /// Everything a change must pass: format, lints, features, documentation, tests, demo
     Ci,
-    /// Run the benchmarks of functions and conversion
+    /// Run benchmarks
     Bench {
-        /// Only those whose name holds this
-        filter: Option<String>,
+        #[command(subcommand)]
+        what: bench::Bench,
     },
 }
 
@@ -40,10 +41,7 @@ fn main() -> Result<()> {
         Task::Demo => demo::show(),
         Task::Test => test(),
         Task::Ci => ci(),
-        Task::Bench { filter } => {
-            setup::fetch()?;
-            cargo(["bench", "--bench", "functions", "--"].into_iter().chain(filter.as_deref()))
-        }
+        Task::Bench { what } => bench::run(&what),
     }
 }
 
@@ -57,7 +55,7 @@ fn ci() -> Result<()> {
     cargo(["fmt", "--all", "--check"])?;
     cargo(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     // the plugin alone, without what the program adds: each feature must compile by itself
-    for features in ["", "load-dynamic"] {
+    for features in ["", "load-dynamic", "proto"] {
         cargo(["check", "--package", "aefusion-udfs", "--no-default-features", "--features", features])?;
     }
     one_version("datafusion")?;

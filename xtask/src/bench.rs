@@ -1,0 +1,76 @@
+//! `cargo xtask bench`: parts by Criterion, whole jobs beside what people use today.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::{cargo, root, run as run_command, setup};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Functions and conversion, part by part
+    Functions {
+        /// Only those whose name holds this
+        filter: Option<String>,
+    },
+    /// Whole jobs (score, etl, filter), beside pyarrow and Polars with ONNX Runtime, interleaved
+    Peers(Rows),
+    /// How near a query comes to ONNX Runtime alone
+    Limit(Rows),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rows {
+    /// Rows of the file
+    #[arg(long, default_value_t = 2_000_000)]
+    rows: usize,
+
+    /// Runs of each
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    setup::fetch()?;
+    match bench {
+        Bench::Functions { filter } => {
+            cargo(["bench", "--bench", "functions", "--"].into_iter().chain(filter.as_deref()))
+        }
+        Bench::Peers(rows) => beside_python("compare.py", rows),
+        Bench::Limit(rows) => beside_python("limit.py", rows),
+    }
+}
+
+/// Runs a script of `benches/peers/` with the program, on data that is made once.
+fn beside_python(script: &str, rows: &Rows) -> Result<()> {
+    let scripts = root().join("benches").join("peers");
+    let python = environment(&scripts.join("requirements.txt"))?;
+    cargo(["build", "--release", "--bin", "aefusion"])?;
+    let data = root().join("target").join("peers").join(rows.rows.to_string());
+    run_command(Command::new(&python).arg(scripts.join("data.py")).arg(&data).arg(rows.rows.to_string()))?;
+    run_command(
+        Command::new(&python)
+            .arg(scripts.join(script))
+            .arg(root().join("target").join("release").join("aefusion"))
+            .arg(&data)
+            .args(["--rounds", &rows.rounds.to_string()])
+            .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so")),
+    )
+}
+
+/// A virtual environment with the packages of a file, and its Python.
+fn environment(requirements: &std::path::Path) -> Result<PathBuf> {
+    let folder = root().join("target").join("peers").join("venv");
+    let (python, stamp) = (folder.join("bin").join("python"), folder.join("requirements.txt"));
+    let wanted = std::fs::read_to_string(requirements)?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    run_command(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    run_command(Command::new(&python).args(pip).arg(requirements))?;
+    std::fs::write(&stamp, wanted)?;
+    Ok(python)
+}
