@@ -135,11 +135,8 @@ fn drop_unread(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     if !has_nodes {
         return Ok(Transformed::no(plan));
     }
-    plan.transform_up_with_subqueries(|plan| {
-        let Some(node) = Infer::of(&plan) else {
-            // a schema below may have lost a column
-            return Ok(Transformed::no(plan));
-        };
+    let dropped = plan.transform_up_with_subqueries(|plan| {
+        let Some(node) = Infer::of(&plan) else { return Ok(Transformed::no(plan)) };
         if node.job().outputs.iter().all(|output| read.contains(&output.name)) {
             return Ok(Transformed::no(plan));
         }
@@ -147,15 +144,13 @@ fn drop_unread(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
             Some(node) => node.into_plan(),
             None => node.input().clone(),
         }))
-    })?
-    .transform_data(|plan| {
-        // whatever passed the column on has one less
-        plan.transform_up_with_subqueries(|plan| {
-            let before = Arc::clone(plan.schema());
-            let plan = plan.recompute_schema()?;
-            Ok(Transformed::new_transformed(plan.clone(), *plan.schema() != before))
-        })
-    })
+    })?;
+    if !dropped.transformed {
+        return Ok(dropped);
+    }
+    // whatever passed the column on has one less
+    let recompute = |plan: LogicalPlan| plan.recompute_schema().map(Transformed::yes);
+    dropped.data.transform_up_with_subqueries(recompute)
 }
 
 struct Lifter {
