@@ -48,8 +48,9 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    fn new(id: usize, function: &Arc<dyn Function>) -> Self {
-        Self { name: format!("{PREFIX}{id}.{}", function.output()), function: Arc::clone(function) }
+    /// Of a node that is called `__ae_1`, say.
+    fn new(node: &str, function: &Arc<dyn Function>) -> Self {
+        Self { name: format!("{node}.{}", function.output()), function: Arc::clone(function) }
     }
 }
 

@@ -305,9 +305,13 @@ impl Lifter {
             }
             // in a branch, where the model has run on these features already
             for Place { call, .. } in lazy {
+                if columns.contains_key(call.expr) {
+                    continue;
+                }
                 for side in sides.iter_mut() {
-                    if let (false, Some(column)) = (columns.contains_key(call.expr), side.share(*call)?) {
+                    if let Some(column) = side.share(*call)? {
                         columns.insert(call.expr.clone(), Expr::Column(column));
+                        break;
                     }
                 }
             }

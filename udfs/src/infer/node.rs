@@ -11,7 +11,7 @@ use datafusion::common::{Column, DFSchema, DFSchemaRef, internal_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Expr, ExprSchemable, Extension, LogicalPlan, UserDefinedLogicalNodeCore};
 
-use super::{Job, Output};
+use super::{Job, Output, PREFIX};
 use crate::functions::Function;
 use crate::model::{Model, Start};
 
@@ -76,18 +76,15 @@ impl Infer {
     }
 
     /// This node with an output, and the output's column.
-    pub(crate) fn with_output(&self, id: usize, function: &Arc<dyn Function>) -> Result<(Self, Column)> {
+    pub(crate) fn with_output(&self, function: &Arc<dyn Function>) -> Result<(Self, Column)> {
         let has = |output: &&Output| output.function.output() == function.output();
         if let Some(output) = self.job.outputs.iter().find(has) {
             return Ok((self.clone(), Column::new_unqualified(&output.name)));
         }
-        // the id of the node: that of its other outputs
-        let output = match self.job.outputs.first().and_then(|first| first.name.split_once('.')) {
-            Some((prefix, _)) => {
-                Output { name: format!("{prefix}.{}", function.output()), function: Arc::clone(function) }
-            }
-            None => Output::new(id, function),
+        let Some((node, _)) = self.job.outputs.first().and_then(|first| first.name.split_once('.')) else {
+            return internal_err!("Infer has no output");
         };
+        let output = Output::new(node, function);
         let column = Column::new_unqualified(&output.name);
         let mut job = self.job.clone();
         job.outputs.push(output);
@@ -190,7 +187,7 @@ pub(super) fn infer(
     function: &Arc<dyn Function>,
     features: Vec<Expr>,
 ) -> Result<(LogicalPlan, Column), DataFusionError> {
-    let output = Output::new(id, function);
+    let output = Output::new(&format!("{PREFIX}{id}"), function);
     let column = Column::new_unqualified(&output.name);
     let job = Job { model: Arc::clone(model), start: function.start(), outputs: vec![output] };
     Ok((Infer::new(input, features, job)?.into_plan(), column))

@@ -33,7 +33,7 @@ pub(super) fn reuse(plan: &LogicalPlan, features: &[Expr], wish: Wish<'_>) -> Re
     }
     if let Some(node) = Infer::of(plan) {
         if node.runs(wish.model, wish.function.start(), features) {
-            let (node, column) = node.with_output(0, wish.function)?;
+            let (node, column) = node.with_output(wish.function)?;
             return Ok(Some((node.into_plan(), column)));
         }
         let below = reuse(node.input(), features, wish)?;
