@@ -210,7 +210,8 @@ fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Values<'v>> {
     }
 }
 
-/// Errors of rows of `width` numbers. Compiled for several widths of vectors, which add in the same order.
+/// Errors of rows of `width` numbers. Compiled for several widths of vectors, which add in the same order: what it calls
+/// must be inlined, and iterators that take closures are not always.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
 fn errors<A: Copy + Into<f64>, B: Copy + Into<f64>>(
     metric: ErrorMetric,
@@ -220,8 +221,12 @@ fn errors<A: Copy + Into<f64>, B: Copy + Into<f64>>(
     into: &mut Vec<f64>,
 ) {
     let n = f64_from_usize(width);
-    let pairs = a.chunks_exact(width).zip(b.chunks_exact(width));
-    into.extend(pairs.map(|(a, b)| finished(metric, sum(metric, a, b) / n)));
+    let start = into.len();
+    let rows = a.len().min(b.len()).checked_div(width).unwrap_or_default();
+    into.resize(start + rows, 0.0);
+    for ((error, a), b) in into[start..].iter_mut().zip(a.chunks_exact(width)).zip(b.chunks_exact(width)) {
+        *error = finished(metric, sum(metric, a, b) / n);
+    }
 }
 
 fn difference<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: A, b: B) -> f64 {
@@ -232,6 +237,7 @@ fn difference<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: 
     }
 }
 
+#[inline(always)]
 fn finished(metric: ErrorMetric, mean: f64) -> f64 {
     match metric {
         ErrorMetric::Rmse => mean.sqrt(),
