@@ -46,12 +46,21 @@ struct SessionArgs {
     /// Memory that sorts, joins and aggregates may use before they spill to disk, for example 256MB
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
+
+    /// Read local Parquet files, and do not map them into memory: slower; a file that another program cuts short
+    /// meanwhile is an error, and not the end of this program
+    #[arg(long, env = "AEFUSION_READ_FILES", value_parser = clap::builder::FalseyValueParser::new())]
+    read_files: bool,
 }
 
 impl SessionArgs {
     fn open(&self) -> Result<Session> {
         let memory_limit = self.memory_limit.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
-        Session::open(&SessionOptions { models: self.models.to_string_lossy().into_owned(), memory_limit })
+        Session::open(&SessionOptions {
+            models: self.models.to_string_lossy().into_owned(),
+            memory_limit,
+            map_files: !self.read_files,
+        })
     }
 }
 

@@ -14,7 +14,11 @@ const MEAN: &str =
 
 fn aefusion() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("AEFUSION_MODELS").env("RUST_BACKTRACE", "0");
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("AEFUSION_MODELS")
+        .env_remove("AEFUSION_READ_FILES")
+        .env("RUST_BACKTRACE", "0");
     command
 }
 
@@ -87,6 +91,43 @@ fn an_error_ends_the_script_with_code_1() {
     --- err
     error: could not read nothing.sql: No such file or directory (os error 2)
     ");
+}
+
+/// Prints a line of a query over a file, cuts the file short, and prints the rest.
+#[cfg(target_os = "linux")]
+fn cut_short_while_read(options: &[&str]) -> (usize, String) {
+    use std::io::{BufRead, BufReader};
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.parquet");
+    let rows = "SELECT value, value * 2 AS twice FROM generate_series(1, 1000000)";
+    let pages = "'max_row_group_size' '1000000', 'data_page_row_count_limit' '1000'";
+    sql(&["-c", &format!("COPY ({rows}) TO '{}' STORED AS PARQUET OPTIONS ({pages})", file.display())]);
+    let mut running = aefusion()
+        .args(["sql", "--models", "memory:///", "--format", "csv", "-c"])
+        .arg("SET datafusion.execution.target_partitions = 1")
+        .args(["-c", &format!("SELECT * FROM '{}'", file.display())])
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(running.stdout.take().unwrap()).lines();
+    assert_eq!(out.next().unwrap().unwrap(), "value,twice");
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(1000).unwrap();
+    let printed = out.count();
+    let output = running.wait_with_output().unwrap();
+    (printed, format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_that_is_cut_short_is_told() {
+    let (printed, ended) = cut_short_while_read(&[]);
+    assert!(printed < 1_000_000, "{printed} rows");
+    assert_snapshot!(ended, @"exit status: 1: error: a local file was cut short, or its disk failed, while a query read it; what the query was writing is not finished. Run it again, with --read-files if the file is written in place");
+    assert_eq!(cut_short_while_read(&["--read-files"]), (1_000_000, "exit status: 0: ".to_owned()));
 }
 
 #[test]

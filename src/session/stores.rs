@@ -7,7 +7,7 @@ use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStor
 use object_store::ObjectStore;
 use url::Url;
 
-use super::local::LocalFiles;
+use super::mapped::MappedFiles;
 
 /// The default registry; a URL that it does not know is opened with the credentials of the environment.
 #[derive(Debug)]
@@ -18,10 +18,12 @@ pub(super) struct LazyStores {
 impl LazyStores {
     /// # Errors
     /// Never: the URL of the local file system is one.
-    pub(super) fn try_new() -> Result<Self> {
+    pub(super) fn try_new(map_files: bool) -> Result<Self> {
         let known = DefaultObjectStoreRegistry::new();
-        let local = Url::parse("file://").map_err(|e| DataFusionError::External(e.into()))?;
-        known.register_store(&local, Arc::new(LocalFiles::default()));
+        if map_files {
+            let local = Url::parse("file://").map_err(|e| DataFusionError::External(e.into()))?;
+            known.register_store(&local, Arc::new(MappedFiles::new()));
+        }
         Ok(Self { known })
     }
 }
