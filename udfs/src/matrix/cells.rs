@@ -1,5 +1,6 @@
 //! Values of one input tensor, and blocks of their rows.
 
+use std::fmt::Debug;
 use std::ops::Range;
 
 use datafusion::arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
@@ -15,6 +16,7 @@ use half::f16;
 use super::cast;
 use crate::model::metadata::NullPolicy;
 use crate::model::runtime::{Element, Input};
+use crate::narrow::{f32_from_f64, f32_from_int};
 
 /// Rows that are moved together when columns become rows: their part of the result stays in the first-level cache.
 const TILE_ROWS: usize = 64;
@@ -65,7 +67,7 @@ macro_rules! natives {
             pub(crate) fn columns(columns: &[ArrayRef], element: Element, policy: NullPolicy) -> Result<Self> {
                 Ok(match element {
                     $(Element::$kind => {
-                        let columns = columns.iter().map(|column| number::<$arrow>(column)).collect::<Result<_>>()?;
+                        let columns = columns.iter().map(|array| Column::of::<$arrow>(array)).collect::<Result<_>>()?;
                         Self::$kind(Layout::Columns(columns, null_value(policy)))
                     })*
                     Element::Bool => Self::Bool(interleave(columns, booleans)?, columns.len()),
@@ -106,8 +108,64 @@ natives!(
 /// Values of one array with the places of its nulls.
 #[derive(Debug)]
 pub(crate) struct Column<T: Number> {
-    values: ScalarBuffer<T>,
+    values: Values<T>,
     nulls: Option<NullBuffer>,
+}
+
+#[derive(Debug)]
+enum Values<T: Number> {
+    Same(ScalarBuffer<T>),
+    /// Of another type, converted as they are moved: a third of the time that a cast before takes.
+    Other(Box<dyn Convert<T>>),
+}
+
+/// Numbers that are read as another type.
+pub(crate) trait Convert<T>: Debug + Send + Sync {
+    fn convert(&self, rows: Range<usize>, into: &mut [T]);
+}
+
+impl Convert<f32> for ScalarBuffer<f64> {
+    fn convert(&self, rows: Range<usize>, into: &mut [f32]) {
+        into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = f32_from_f64(*from));
+    }
+}
+
+impl Convert<f32> for ScalarBuffer<i64> {
+    fn convert(&self, rows: Range<usize>, into: &mut [f32]) {
+        into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = f32_from_int(*from));
+    }
+}
+
+impl Convert<f32> for ScalarBuffer<i32> {
+    fn convert(&self, rows: Range<usize>, into: &mut [f32]) {
+        into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = f32_from_int(i64::from(*from)));
+    }
+}
+
+impl<T: Number> Column<T> {
+    fn of<A: ArrowPrimitiveType<Native = T>>(array: &ArrayRef) -> Result<Self> {
+        if let Some(values) = T::converted(array) {
+            return Ok(Self { values: Values::Other(values), nulls: given_nulls(array) });
+        }
+        let (values, nulls) = number::<A>(array)?;
+        Ok(Self { values: Values::Same(values), nulls })
+    }
+
+    /// Some rows; in `scratch` if they are converted.
+    fn tile<'a>(&'a self, rows: Range<usize>, scratch: &'a mut [T; TILE_ROWS]) -> &'a [T] {
+        match &self.values {
+            Values::Same(values) => &values[rows],
+            Values::Other(values) => {
+                let into = &mut scratch[..rows.len()];
+                values.convert(rows, into);
+                into
+            }
+        }
+    }
+}
+
+fn given_nulls(array: &dyn Array) -> Option<NullBuffer> {
+    array.nulls().filter(|nulls| nulls.null_count() > 0).cloned()
 }
 
 /// How cells stand in memory.
@@ -123,24 +181,30 @@ pub(crate) enum Layout<T: Number> {
 pub(crate) trait Number: datafusion::arrow::datatypes::ArrowNativeType {
     /// What a null reads as where the graph fills it in: NaN where there is one.
     const MISSING: Self;
+
+    /// An array of another type whose numbers can be converted one by one; none: it is cast as a whole.
+    fn converted(_: &ArrayRef) -> Option<Box<dyn Convert<Self>>> {
+        None
+    }
+}
+
+impl Number for f32 {
+    const MISSING: Self = Self::NAN;
+
+    fn converted(array: &ArrayRef) -> Option<Box<dyn Convert<Self>>> {
+        match array.data_type() {
+            DataType::Float64 => Some(Box::new(array.as_primitive::<Float64Type>().values().clone())),
+            DataType::Int64 => Some(Box::new(array.as_primitive::<Int64Type>().values().clone())),
+            DataType::Int32 => Some(Box::new(array.as_primitive::<Int32Type>().values().clone())),
+            _ => None,
+        }
+    }
 }
 
 macro_rules! missing {
     ($($native:ty = $value:expr),*) => { $(impl Number for $native { const MISSING: Self = $value; })* };
 }
-missing!(
-    f16 = f16::NAN,
-    f32 = f32::NAN,
-    f64 = f64::NAN,
-    i8 = 0,
-    i16 = 0,
-    i32 = 0,
-    i64 = 0,
-    u8 = 0,
-    u16 = 0,
-    u32 = 0,
-    u64 = 0
-);
+missing!(f16 = f16::NAN, f64 = f64::NAN, i8 = 0, i16 = 0, i32 = 0, i64 = 0, u8 = 0, u16 = 0, u32 = 0, u64 = 0);
 
 fn null_value<T: Number>(policy: NullPolicy) -> T {
     match policy {
@@ -150,10 +214,10 @@ fn null_value<T: Number>(policy: NullPolicy) -> T {
 }
 
 impl<T: Number> Layout<T> {
-    fn packed(column: Column<T>, width: usize, null: T) -> Self {
-        let Some(nulls) = &column.nulls else { return Self::Packed(column.values, width) };
+    fn packed((values, nulls): (ScalarBuffer<T>, Option<NullBuffer>), width: usize, null: T) -> Self {
+        let Some(nulls) = &nulls else { return Self::Packed(values, width) };
         let replaced =
-            column.values.iter().zip(nulls.iter()).map(|(value, valid)| if valid { *value } else { null }).collect();
+            values.iter().zip(nulls.iter()).map(|(value, valid)| if valid { *value } else { null }).collect();
         Self::Packed(replaced, width)
     }
 
@@ -190,16 +254,18 @@ fn padded_copy<'a, T: Clone + Default>(
 fn transpose<T: Number>(columns: &[Column<T>], null: T, rows: Range<usize>, padded: usize, block: &mut Vec<T>) {
     let width = columns.len();
     block.resize(padded * width, T::default());
+    let mut scratch = [[T::default(); TILE_ROWS]; LANES];
+    let is_whole = columns.iter().all(|column| column.nulls.is_none());
+    let eights = if is_whole { width / LANES * LANES } else { 0 };
     for start in rows.clone().step_by(TILE_ROWS) {
         let tile = start..(start + TILE_ROWS).min(rows.end);
         let into = &mut block[(tile.start - rows.start) * width..(tile.end - rows.start) * width];
-        let is_whole = columns.iter().all(|column| column.nulls.is_none());
-        let eights = if is_whole { columns.len() / LANES * LANES } else { 0 };
         for (first, eight) in columns[..eights].chunks_exact(LANES).enumerate() {
-            transpose_eight(eight, tile.clone(), first * LANES, width, into);
+            let mut tiles = eight.iter().zip(&mut scratch).map(|(column, scratch)| column.tile(tile.clone(), scratch));
+            transpose_eight(std::array::from_fn(|_| tiles.next().unwrap_or_default()), first * LANES, width, into);
         }
         for (j, column) in columns.iter().enumerate().skip(eights) {
-            let values = &column.values[tile.clone()];
+            let values = column.tile(tile.clone(), &mut scratch[0]);
             match &column.nulls {
                 None => into.chunks_exact_mut(width).zip(values).for_each(|(row, value)| row[j] = *value),
                 Some(nulls) => {
@@ -214,8 +280,7 @@ fn transpose<T: Number>(columns: &[Column<T>], null: T, rows: Range<usize>, padd
 }
 
 /// Eight columns at once: their values of a row are one write.
-fn transpose_eight<T: Number>(columns: &[Column<T>], tile: Range<usize>, first: usize, width: usize, into: &mut [T]) {
-    let columns: [&[T]; LANES] = std::array::from_fn(|j| &columns[j].values[tile.clone()]);
+fn transpose_eight<T: Number>(columns: [&[T]; LANES], first: usize, width: usize, into: &mut [T]) {
     for (i, row) in into.chunks_exact_mut(width).enumerate() {
         let values: [T; LANES] = std::array::from_fn(|j| columns[j][i]);
         row[first..first + LANES].copy_from_slice(&values);
@@ -234,7 +299,8 @@ pub(crate) fn split_columns<T: Copy>(values: &[T], width: usize) -> Vec<Vec<T>> 
     columns
 }
 
-fn number<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<Column<T::Native>>
+/// The values of an array as a number type, and the places of its nulls.
+fn number<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<(ScalarBuffer<T::Native>, Option<NullBuffer>)>
 where
     T::Native: Number,
 {
@@ -253,10 +319,7 @@ where
         check_whole(via, &cast)?;
     }
     let numbers = cast.as_primitive::<T>();
-    Ok(Column {
-        values: numbers.values().clone(),
-        nulls: numbers.nulls().filter(|nulls| nulls.null_count() > 0).cloned(),
-    })
+    Ok((numbers.values().clone(), given_nulls(numbers)))
 }
 
 /// That no fraction was lost on the way to a whole number.
@@ -290,4 +353,47 @@ fn interleave<T: Default>(columns: &[ArrayRef], read: impl Fn(&ArrayRef) -> Resu
         values.extend(columns.iter_mut().map(|column| column.next().unwrap_or_default()));
     }
     Ok(values)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+
+    use datafusion::arrow::array::{Float32Array, Float64Array, Int16Array, Int32Array, Int64Array};
+
+    use super::*;
+
+    /// The value of a row and column: a whole number, which every type holds; none where it is null.
+    fn value(row: i16, column: i16) -> Option<i16> {
+        (column != 10 || row % 7 != 0).then_some(row * 3 - column * 50)
+    }
+
+    fn column(column: i16, rows: i16) -> ArrayRef {
+        let values = (0..rows).map(|row| value(row, column));
+        match column % 5 {
+            0 => Arc::new(values.map(|value| value.map(f64::from)).collect::<Float64Array>()),
+            1 => Arc::new(values.map(|value| value.map(i64::from)).collect::<Int64Array>()),
+            2 => Arc::new(values.map(|value| value.map(i32::from)).collect::<Int32Array>()),
+            3 => Arc::new(values.map(|value| value.map(f32::from)).collect::<Float32Array>()),
+            _ => Arc::new(values.collect::<Int16Array>()),
+        }
+    }
+
+    #[test]
+    fn columns_of_every_type_become_rows() {
+        // with and without nulls, with columns left over from eight, with rows left over from a tile
+        for (width, rows) in [(10_u8, 0..150_u8), (11, 0..150), (8, 70..134), (3, 5..6)] {
+            let columns: Vec<ArrayRef> = (0..width).map(|j| column(i16::from(j), 150)).collect();
+            let cells = Cells::columns(&columns, Element::Float32, NullPolicy::Propagate).unwrap();
+            let mut block = cells.new_block();
+            let range = usize::from(rows.start)..usize::from(rows.end);
+            let Input::Float32(found) = cells.block(range, 160, &mut block).unwrap() else { unreachable!() };
+            let mut expected: Vec<f32> = rows
+                .flat_map(|row| (0..width).map(move |j| value(row.into(), j.into()).map_or(0.0, f32::from)))
+                .collect();
+            expected.resize(160 * columns.len(), 0.0);
+            assert_eq!(found, expected);
+        }
+    }
 }
