@@ -97,9 +97,15 @@ fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
 }
 
 /// The cargo that runs this, in the root of the repository.
+///
+/// What it told this program about itself is not passed on: `ring` is built anew when that differs, and DataFusion with it.
 fn cargo_command() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    let is_told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_told)) {
+        command.env_remove(name);
+    }
     command
 }
 
