@@ -2,14 +2,33 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "this is the one file for it")]
 
-/// Nearest `f32`; infinite where it does not fit.
-pub(crate) fn f32_from_f64(value: f64) -> f32 {
-    value as f32
+use half::f16;
+
+/// What a tensor or a column can hold, as `f32`.
+pub(crate) trait ToF32: Copy {
+    /// The nearest `f32`; infinite where it does not fit.
+    fn to_f32(self) -> f32;
 }
 
-/// Nearest `f32`.
-pub(crate) fn f32_from_int(value: i64) -> f32 {
-    value as f32
+macro_rules! to_f32 {
+    ($($number:ty),*) => { $(impl ToF32 for $number {
+        fn to_f32(self) -> f32 {
+            self as f32
+        }
+    })* };
+}
+to_f32!(f32, f64, i8, i16, i32, i64, u8, u16, u32);
+
+impl ToF32 for f16 {
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+}
+
+impl ToF32 for bool {
+    fn to_f32(self) -> f32 {
+        f32::from(u8::from(self))
+    }
 }
 
 /// Exact up to 2^53, else the nearest.

@@ -17,7 +17,7 @@ use crate::model::metadata::{NullPolicy, Role};
 use crate::model::pool::{Lent, Pool};
 use crate::model::runtime::{Element, Input, Output, Session};
 use crate::model::{Model, ROW_MULTIPLE, Start};
-use crate::narrow::f32_from_f64;
+use crate::narrow::ToF32;
 use error::{Measure, Values};
 
 /// What is to be computed.
@@ -126,7 +126,7 @@ impl Matrix {
         match &self.values {
             ScalarValues::F32(values) => Arc::new(Float32Array::new(values.clone(), None)),
             ScalarValues::F64(values) => {
-                Arc::new(Float32Array::from_iter_values(values.iter().copied().map(f32_from_f64)))
+                Arc::new(Float32Array::from_iter_values(values.iter().copied().map(ToF32::to_f32)))
             }
         }
     }

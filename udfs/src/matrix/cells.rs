@@ -16,7 +16,7 @@ use half::f16;
 use super::cast;
 use crate::model::metadata::NullPolicy;
 use crate::model::runtime::{Element, Input};
-use crate::narrow::{f32_from_f64, f32_from_int};
+use crate::narrow::ToF32;
 
 /// Rows that are moved together when columns become rows: their part of the result stays in the first-level cache.
 const TILE_ROWS: usize = 64;
@@ -124,21 +124,9 @@ pub(crate) trait Convert<T>: Debug + Send + Sync {
     fn convert(&self, rows: Range<usize>, into: &mut [T]);
 }
 
-impl Convert<f32> for ScalarBuffer<f64> {
+impl<S: Number + ToF32> Convert<f32> for ScalarBuffer<S> {
     fn convert(&self, rows: Range<usize>, into: &mut [f32]) {
-        into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = f32_from_f64(*from));
-    }
-}
-
-impl Convert<f32> for ScalarBuffer<i64> {
-    fn convert(&self, rows: Range<usize>, into: &mut [f32]) {
-        into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = f32_from_int(*from));
-    }
-}
-
-impl Convert<f32> for ScalarBuffer<i32> {
-    fn convert(&self, rows: Range<usize>, into: &mut [f32]) {
-        into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = f32_from_int(i64::from(*from)));
+        into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = from.to_f32());
     }
 }
 

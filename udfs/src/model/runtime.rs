@@ -17,6 +17,7 @@ use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights, SessionBui
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType, TensorRef, TensorRefMut};
 
 use super::onnx::proto::{ModelProto, TensorProto};
+use crate::narrow::ToF32;
 
 #[cfg(feature = "load-dynamic")]
 mod library;
@@ -472,28 +473,23 @@ fn prepared<'a>(output: &'a mut Output<'_>, shape: &[i64]) -> Result<Option<Prep
 }
 
 fn convert(value: &DynValue, into: &mut [f32]) -> Result<()> {
-    fn copy<T: PrimitiveTensorElementType + Copy>(
-        value: &DynValue,
-        into: &mut [f32],
-        f: impl Fn(T) -> f32,
-    ) -> Result<()> {
+    fn copy<T: PrimitiveTensorElementType + ToF32>(value: &DynValue, into: &mut [f32]) -> Result<()> {
         let (_, data) = value.try_extract_tensor::<T>().map_err(external)?;
-        into.iter_mut().zip(data).for_each(|(to, from)| *to = f(*from));
+        into.iter_mut().zip(data).for_each(|(to, from)| *to = from.to_f32());
         Ok(())
     }
-    use crate::narrow::{f32_from_f64, f32_from_int};
     match value.dtype().tensor_type().and_then(Element::from_ort) {
-        Some(Element::Float16) => copy::<f16>(value, into, f16::to_f32),
-        Some(Element::Float32) => copy::<f32>(value, into, |v| v),
-        Some(Element::Float64) => copy::<f64>(value, into, f32_from_f64),
-        Some(Element::Int8) => copy::<i8>(value, into, f32::from),
-        Some(Element::Int16) => copy::<i16>(value, into, f32::from),
-        Some(Element::Int32) => copy::<i32>(value, into, |v| f32_from_int(i64::from(v))),
-        Some(Element::Int64) => copy::<i64>(value, into, f32_from_int),
-        Some(Element::UInt8) => copy::<u8>(value, into, f32::from),
-        Some(Element::UInt16) => copy::<u16>(value, into, f32::from),
-        Some(Element::UInt32) => copy::<u32>(value, into, |v| f32_from_int(i64::from(v))),
-        Some(Element::Bool) => copy::<bool>(value, into, |v| f32::from(u8::from(v))),
+        Some(Element::Float16) => copy::<f16>(value, into),
+        Some(Element::Float32) => copy::<f32>(value, into),
+        Some(Element::Float64) => copy::<f64>(value, into),
+        Some(Element::Int8) => copy::<i8>(value, into),
+        Some(Element::Int16) => copy::<i16>(value, into),
+        Some(Element::Int32) => copy::<i32>(value, into),
+        Some(Element::Int64) => copy::<i64>(value, into),
+        Some(Element::UInt8) => copy::<u8>(value, into),
+        Some(Element::UInt16) => copy::<u16>(value, into),
+        Some(Element::UInt32) => copy::<u32>(value, into),
+        Some(Element::Bool) => copy::<bool>(value, into),
         other => plan_err!("outputs of type {other:?} are not supported; make the model give float tensors"),
     }
 }
