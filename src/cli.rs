@@ -5,10 +5,12 @@ mod output;
 mod progress;
 mod repl;
 mod sql;
+mod training;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
@@ -16,6 +18,7 @@ use datafusion::error::{DataFusionError, Result};
 
 use crate::message;
 use crate::session::{Session, SessionOptions};
+use crate::train::Watch;
 
 /// Exit code of a query that was interrupted by Ctrl-C.
 const INTERRUPTED: u8 = 130;
@@ -54,12 +57,13 @@ struct SessionArgs {
 }
 
 impl SessionArgs {
-    fn open(&self) -> Result<Session> {
+    fn open(&self, watch: Arc<dyn Watch>) -> Result<Session> {
         let memory_limit = self.memory_limit.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
         Session::open(&SessionOptions {
             models: self.models.to_string_lossy().into_owned(),
             memory_limit,
             map_files: !self.read_files,
+            watch,
         })
     }
 }

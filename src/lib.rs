@@ -2,6 +2,8 @@
 
 pub mod cli;
 mod message;
+mod narrow;
 pub mod session;
+pub mod train;
 
 pub use message::message;

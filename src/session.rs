@@ -10,6 +10,7 @@ use std::sync::Arc;
 use aefusion_udfs::SessionStateBuilderExt;
 use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::sql::TrainerHandle;
 use datafusion::catalog::DynamicFileCatalog;
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
@@ -17,6 +18,8 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
+
+use crate::train::{SqlTrainer, Unwatched, Watch};
 
 /// Consumers of memory that an out-of-memory error names.
 const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4);
@@ -31,6 +34,15 @@ pub struct SessionOptions {
     /// Map local Parquet files (`*.parquet`) into memory, which is faster than to read them. No other program may write to
     /// them in place meanwhile: one that is cut short ends the process, on Linux with a message.
     pub map_files: bool,
+    /// Who watches trainings.
+    pub watch: Arc<dyn Watch>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        let models = aefusion_udfs::model::store::default_location().to_string_lossy().into_owned();
+        Self { models, memory_limit: None, map_files: true, watch: Arc::new(Unwatched) }
+    }
 }
 
 /// A DataFusion session with autoencoders and files as tables.
@@ -75,6 +87,7 @@ impl Session {
         let mut config = SessionConfig::from_env()?.with_information_schema(true);
         config.options_mut().explain.format = datafusion::common::format::ExplainFormat::Indent;
         bound_writers(&mut config)?;
+        config.set_extension(Arc::new(TrainerHandle(Arc::new(SqlTrainer::new(Arc::clone(&options.watch))))));
         let mut runtime = RuntimeEnvBuilder::new()
             .with_object_store_registry(Arc::new(stores::LazyStores::try_new(options.map_files)?));
         if let Some(bytes) = options.memory_limit {

@@ -48,7 +48,7 @@ fn has_pages(known: &[String]) -> Result<(), Failed> {
 }
 
 fn open() -> Result<Session> {
-    Session::open(&SessionOptions { models: "memory:///".to_owned(), memory_limit: None, map_files: true })
+    Session::open(&SessionOptions { models: "memory:///".to_owned(), ..SessionOptions::default() })
 }
 
 /// A fenced block of a page: what stands after the backticks, its text, and where its lines are.

@@ -43,7 +43,7 @@ fn run(case: &Case) -> Result<(), Failed> {
 
 async fn check(case: &Case) -> Result<(), String> {
     let folder = format!("{}/tests/interop", env!("CARGO_MANIFEST_DIR"));
-    let options = SessionOptions { models: "memory:///".to_owned(), memory_limit: None, map_files: true };
+    let options = SessionOptions { models: "memory:///".to_owned(), ..SessionOptions::default() };
     let session = Session::open(&options).map_err(|e| e.to_string())?;
     let mut given: Vec<String> = vec!["model_type = 'onnx'".to_owned()];
     for (key, value) in &case.options {

@@ -47,8 +47,7 @@ struct Database(Session);
 
 impl Database {
     fn open() -> Result<Self> {
-        Session::open(&SessionOptions { models: "memory:///".to_owned(), memory_limit: None, map_files: true })
-            .map(Self)
+        Session::open(&SessionOptions { models: "memory:///".to_owned(), ..SessionOptions::default() }).map(Self)
     }
 
     async fn rows(&self, sql: &str) -> Result<DBOutput<DefaultColumnType>> {

@@ -1,6 +1,7 @@
 //! `aefusion doctor`: what is in use, and what is wrong.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use aefusion_udfs::config::AeOptions;
 use aefusion_udfs::model::runtime::runtime_info;
@@ -9,6 +10,7 @@ use datafusion::config::ExtensionOptions;
 use datafusion::error::Result;
 
 use super::{Outcome, SessionArgs};
+use crate::train::Unwatched;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -18,7 +20,7 @@ pub(super) struct DoctorArgs {
 
 impl DoctorArgs {
     pub(super) fn run(self) -> Result<Outcome> {
-        let session = self.session.open()?;
+        let session = self.session.open(Arc::new(Unwatched))?;
         let mut out = io::stdout().lock();
         let mut outcome = Outcome::Done;
         writeln!(out, "aefusion      {}", env!("CARGO_PKG_VERSION"))?;

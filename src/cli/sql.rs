@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use aefusion_udfs::sql::{Statement, execute, parse};
@@ -14,6 +15,7 @@ use futures::StreamExt;
 
 use super::output::{Format, Writer};
 use super::progress::Progress;
+use super::training::TrainingProgress;
 use super::{Outcome, SessionArgs, report};
 use crate::session::Session;
 
@@ -52,10 +54,17 @@ pub(super) struct SqlArgs {
 
 impl SqlArgs {
     pub(super) fn run(self) -> Result<Outcome> {
-        let session = self.session.open()?;
+        let training = Arc::new(TrainingProgress::new(self.quiet));
+        let session = self.session.open(Arc::clone(&training) as _)?;
         let runtime = tokio::runtime::Runtime::new()?;
-        let shell =
-            Shell { session, format: self.format, max_rows: self.max_rows, quiet: self.quiet, timing: self.timing };
+        let shell = Shell {
+            session,
+            training,
+            format: self.format,
+            max_rows: self.max_rows,
+            quiet: self.quiet,
+            timing: self.timing,
+        };
         if self.command.is_empty() && self.file.is_empty() {
             if io::stdin().is_terminal() {
                 return super::repl::run(&shell, &runtime);
@@ -86,6 +95,7 @@ impl SqlArgs {
 #[derive(Debug)]
 pub(super) struct Shell {
     pub(super) session: Session,
+    training: Arc<TrainingProgress>,
     format: Format,
     max_rows: usize,
     quiet: bool,
@@ -96,13 +106,8 @@ impl Shell {
     /// Runs statements one after the other, up to the first that fails.
     pub(super) async fn script(&self, sql: &str) -> Result<Outcome> {
         for statement in parse(self.session.context(), sql)? {
-            let interrupt = tokio::signal::ctrl_c();
-            // the statement is dropped by an interrupt, which stops everything that it had started
-            let ended = tokio::select! {
-                biased;
-                signal = interrupt => signal.map(|()| Outcome::Interrupted).map_err(DataFusionError::IoError),
-                ended = self.statement(statement) => ended.map(|()| Outcome::Done),
-            };
+            let ended = self.interruptible(statement).await;
+            self.training.end();
             match ended {
                 Ok(Outcome::Done) => {}
                 Ok(Outcome::Interrupted) => {
@@ -120,11 +125,29 @@ impl Shell {
         Ok(Outcome::Done)
     }
 
+    /// Runs a statement, which is dropped by an interrupt: that stops everything that it had started. A training that is
+    /// to keep its best epoch ends with it instead, and is dropped by the next one.
+    async fn interruptible(&self, statement: Statement) -> Result<Outcome> {
+        let mut running = std::pin::pin!(self.statement(statement));
+        loop {
+            tokio::select! {
+                biased;
+                signal = tokio::signal::ctrl_c() => {
+                    signal.map_err(DataFusionError::IoError)?;
+                    if !self.training.interrupt() {
+                        return Ok(Outcome::Interrupted);
+                    }
+                }
+                ended = &mut running => return ended.map(|()| Outcome::Done),
+            }
+        }
+    }
+
     async fn statement(&self, statement: Statement) -> Result<()> {
         let start = Instant::now();
         let context = self.session.context();
         let rows = execute(context, statement).await?;
-        let task = std::sync::Arc::new(rows.task_ctx());
+        let task = Arc::new(rows.task_ctx());
         let plan = rows.create_physical_plan().await?;
         let schema = plan.schema();
         let progress = Progress::start(&plan, !self.quiet && io::stderr().is_terminal());

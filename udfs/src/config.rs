@@ -25,6 +25,8 @@ pub struct AeOptions {
     pub max_model_bytes: u64,
     /// Whether calls are lifted into shared runs of their model (plan node `Infer`).
     pub lift_calls: bool,
+    /// Memory for the rows of a training, bytes; what is more goes to temporary files.
+    pub train_memory: usize,
 }
 
 impl Default for AeOptions {
@@ -35,6 +37,7 @@ impl Default for AeOptions {
             device: "cpu".to_owned(),
             max_model_bytes: Limits::default().bytes,
             lift_calls: true,
+            train_memory: 512 << 20,
         }
     }
 }
@@ -44,6 +47,10 @@ const BATCH_ROWS: &str = "batch_rows";
 const DEVICE: &str = "device";
 const MAX_MODEL_BYTES: &str = "max_model_bytes";
 const LIFT_CALLS: &str = "lift_calls";
+const TRAIN_MEMORY: &str = "train_memory";
+
+/// Least memory for a training: a block of rows on its way to a file.
+const LEAST_TRAIN_MEMORY: usize = 16 << 20;
 
 impl AeOptions {
     /// The settings of a session; the defaults where none were installed.
@@ -56,7 +63,8 @@ impl AeOptions {
         (self.batch_rows > 0).then_some(self.batch_rows)
     }
 
-    pub(crate) fn limits(&self) -> Limits {
+    /// What a model file may be.
+    pub fn limits(&self) -> Limits {
         Limits { bytes: self.max_model_bytes, ..Limits::default() }
     }
 
@@ -116,8 +124,16 @@ impl ExtensionOptions for AeOptions {
                 Ok(lift) => self.lift_calls = lift,
                 Err(_) => return config_err!("ae.lift_calls must be true or false; found '{value}'"),
             },
+            TRAIN_MEMORY => match value.parse() {
+                Ok(bytes) if bytes >= LEAST_TRAIN_MEMORY => self.train_memory = bytes,
+                _ => {
+                    return config_err!(
+                        "ae.train_memory must be a whole number of bytes from {LEAST_TRAIN_MEMORY} up; found '{value}'"
+                    );
+                }
+            },
             other => {
-                let known = [DEFAULT_MODEL, BATCH_ROWS, DEVICE, MAX_MODEL_BYTES, LIFT_CALLS];
+                let known = [DEFAULT_MODEL, BATCH_ROWS, DEVICE, MAX_MODEL_BYTES, LIFT_CALLS, TRAIN_MEMORY];
                 return config_err!("there is no setting ae.{other}{}", near::hint(other, known));
             }
         }
@@ -155,6 +171,11 @@ impl ExtensionOptions for AeOptions {
                 LIFT_CALLS,
                 self.lift_calls.to_string(),
                 "Whether calls on the same model and features share one run a row, true or false. Results are the same. Default: true.",
+            ),
+            entry(
+                TRAIN_MEMORY,
+                self.train_memory.to_string(),
+                "Memory for the rows of a training, bytes, 16777216 up; what is more goes to temporary files. Default: 536870912 (512 MiB).",
             ),
         ]
     }

@@ -4,6 +4,10 @@ mod contributions;
 mod decode;
 mod encode;
 mod error;
+mod is_anomaly;
+mod predict;
+mod predict_proba;
+mod pvalue;
 mod reconstruct;
 mod run;
 
@@ -111,6 +115,10 @@ pub(crate) fn all() -> Vec<Arc<dyn Function>> {
         Arc::new(Reconstruct),
         Arc::new(ReconstructionError),
         Arc::new(contributions::Contributions),
+        Arc::new(pvalue::PValue),
+        Arc::new(is_anomaly::IsAnomaly),
+        Arc::new(predict::Predict),
+        Arc::new(predict_proba::PredictProba),
         Arc::new(run::RunAll),
     ]
 }

@@ -24,9 +24,11 @@
 //! | statements (`CREATE MODEL` …) | [`sql`] |
 //! | one run of a model for all calls of a query | [`infer`] |
 //! | settings (`SET ae.…`) | [`config`] |
+//! | which columns a model takes, dates as numbers | [`columns`] |
 
 mod bind;
 mod blocking;
+pub mod columns;
 pub mod config;
 mod functions;
 pub mod infer;
@@ -34,7 +36,7 @@ mod matrix;
 pub mod model;
 mod names;
 mod narrow;
-mod near;
+pub mod near;
 mod score;
 pub mod sql;
 mod tables;
@@ -53,7 +55,7 @@ use functions::ModelFunction;
 use infer::LiftCalls;
 use model::catalog::Models;
 use sql::OnnxFunctions;
-use tables::{FeatureTable, ModelTable};
+use tables::{FeatureTable, ModelTable, TrainingTable};
 
 /// The scalar functions (`ae_encode` …) over some models.
 pub fn scalar_functions(models: &Models, options: &AeOptions) -> Vec<Arc<ScalarUDF>> {
@@ -66,6 +68,7 @@ pub fn table_functions(models: &Models) -> Vec<Arc<TableFunction>> {
     vec![
         Arc::new(TableFunction::new("ae_models".to_owned(), Arc::new(ModelTable(models.clone())))),
         Arc::new(TableFunction::new("ae_features".to_owned(), Arc::new(FeatureTable(models.clone())))),
+        Arc::new(TableFunction::new("ae_training".to_owned(), Arc::new(TrainingTable(models.clone())))),
     ]
 }
 

@@ -14,6 +14,7 @@ use datafusion::arrow::datatypes::{DataType, FieldRef, Fields};
 use datafusion::common::{exec_err, plan_err};
 use datafusion::error::Result;
 
+use crate::columns::{ColumnKind, temporal_as_numbers};
 use crate::model::Model;
 use crate::model::contract::{Contract, TensorSpec};
 use crate::model::metadata::{Feature, NullPolicy};
@@ -137,8 +138,7 @@ fn fits(data_type: &DataType, element: Element) -> bool {
         DataType::Null => true,
         DataType::Dictionary(_, value) => fits(value, element),
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => element == Element::String,
-        DataType::Boolean => element != Element::String,
-        numeric => numeric.is_numeric() && element != Element::String,
+        other => ColumnKind::of(other) == Some(ColumnKind::Number) && element != Element::String,
     }
 }
 
@@ -291,12 +291,15 @@ impl Rows {
     pub(crate) fn cells(&self, input: &TensorSpec, first: usize, width: usize, policy: NullPolicy) -> Result<Cells> {
         let all = first == 0 && input.width() == width;
         let columns = match &self.layout {
-            Layout::Packed(values) if all => return Cells::packed(values, input.element, width, policy),
+            Layout::Packed(values) if all => {
+                return Cells::packed(&temporal_as_numbers(values)?, input.element, width, policy);
+            }
             Layout::Columns(columns) => columns[first..first + input.width()].to_vec(),
             Layout::Packed(_) => {
                 (first..first + input.width()).map(|index| self.feature(index, width)).collect::<Result<_>>()?
             }
         };
+        let columns = columns.iter().map(temporal_as_numbers).collect::<Result<Vec<_>>>()?;
         Cells::columns(&columns, input.element, policy)
     }
 

@@ -1,5 +1,6 @@
 //! Models: what a file holds, running it, and the store of names and versions.
 
+pub mod calibration;
 pub mod catalog;
 pub mod contract;
 pub mod metadata;
@@ -7,6 +8,7 @@ pub mod onnx;
 pub(crate) mod pool;
 pub mod runtime;
 pub mod store;
+mod trial;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,6 +29,7 @@ use onnx::proto::ModelProto;
 use onnx::{Cut, DECODER_PREFIX, cut, declare, encode, merge, parse, tensor_values};
 use pool::Pool;
 use store::ModelName;
+pub use trial::Trial;
 
 /// Rows are padded to a multiple of this, so that a row meets the same arithmetic whatever rows stand beside it.
 pub(crate) const ROW_MULTIPLE: usize = PROBE_ROWS;

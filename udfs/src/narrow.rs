@@ -45,3 +45,9 @@ pub(crate) fn dim(value: usize) -> i64 {
 pub(crate) fn list_size(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
+
+/// A number that is whole and not negative; none for others.
+pub(crate) fn whole(value: f64) -> Option<u64> {
+    #[allow(clippy::cast_sign_loss, reason = "checked")]
+    (value >= 0.0 && value.fract() == 0.0 && value < 1.8e19).then_some(value as u64)
+}

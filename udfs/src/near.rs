@@ -35,7 +35,7 @@ pub(crate) fn shortened(names: &[&str]) -> String {
 }
 
 /// `; did you mean "a" or "b"?`, or nothing.
-pub(crate) fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let near = nearest(name, known);
     if near.is_empty() {
         return String::new();

@@ -1,8 +1,11 @@
 //! Table functions: what models there are and what they take.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
+use datafusion::arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array,
+};
 use datafusion::catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::plan_err;
 use datafusion::datasource::MemTable;
@@ -12,10 +15,10 @@ use datafusion::logical_expr::Expr;
 use crate::blocking::wait;
 use crate::config::AeOptions;
 use crate::functions::model_argument;
-use crate::model::Limits;
 use crate::model::catalog::Models;
 use crate::model::metadata::Role;
 use crate::model::store::ModelRef;
+use crate::model::{Limits, Model};
 use crate::sql::explain;
 
 /// `ae_models()`: one row a model and version.
@@ -25,6 +28,10 @@ pub(crate) struct ModelTable(pub(crate) Models);
 /// `ae_features('model')`: one row an input of a model.
 #[derive(Debug)]
 pub(crate) struct FeatureTable(pub(crate) Models);
+
+/// `ae_training('model')`: one row an epoch of a model's training.
+#[derive(Debug)]
+pub(crate) struct TrainingTable(pub(crate) Models);
 
 impl TableFunctionImpl for ModelTable {
     fn call_with_args(&self, args: TableFunctionArgs<'_, '_>) -> Result<Arc<dyn TableProvider>> {
@@ -86,20 +93,38 @@ fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?)
 }
 
+/// A table about a model. Its schema names the model: DataFusion takes two scans for one if they have the same function
+/// and schema, and would give two sub-queries about two models the rows of one.
+fn table_of(model: &Model, columns: Vec<(&str, ArrayRef)>) -> Result<Arc<dyn TableProvider>> {
+    let batch = batch(columns)?;
+    let about = HashMap::from([("aefusion.model".to_owned(), format!("{model} {}", model.sha256_hex()))]);
+    let schema = Arc::new(batch.schema().as_ref().clone().with_metadata(about));
+    let batch = batch.with_schema(Arc::clone(&schema))?;
+    Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
+}
+
+/// The model that a table function is called with.
+fn model_of(function: &str, models: &Models, args: &TableFunctionArgs<'_, '_>) -> Result<Arc<Model>> {
+    let reference = match args.exprs() {
+        [] => None,
+        [Expr::Literal(value, _)] if model_argument(Some(value)).is_some() => model_argument(Some(value)),
+        _ => return plan_err!("{function}('model') takes the name of a model as a string"),
+    };
+    let options = AeOptions::of(args.session().config_options());
+    let what = format!("{function}({})", reference.map(|name| format!("'{name}'")).unwrap_or_default());
+    models.resolve(reference, &options).map_err(|e| explain(what, e))
+}
+
 impl TableFunctionImpl for FeatureTable {
     fn call_with_args(&self, args: TableFunctionArgs<'_, '_>) -> Result<Arc<dyn TableProvider>> {
-        let reference = match args.exprs() {
-            [] => None,
-            [Expr::Literal(value, _)] if model_argument(Some(value)).is_some() => model_argument(Some(value)),
-            _ => return plan_err!("ae_features('model') takes the name of a model as a string"),
-        };
-        let options = AeOptions::of(args.session().config_options());
-        let what = format!("ae_features({})", reference.map(|name| format!("'{name}'")).unwrap_or_default());
-        let model = self.0.resolve(reference, &options).map_err(|e| explain(what, e))?;
+        let model = model_of("ae_features", &self.0, &args)?;
         let contract = model.contract();
         let inputs: Vec<_> =
             contract.inputs.iter().flat_map(|input| std::iter::repeat_n(input, input.width())).collect();
         let features = &contract.features;
+        let statistics = model.metadata().statistics.as_deref().unwrap_or_default();
+        let of = |i: usize| statistics.get(i);
+        let rows = 0..features.len();
         let columns: Vec<(&str, ArrayRef)> = vec![
             ("position", Arc::new(UInt64Array::from_iter_values(1..=features.len() as u64))),
             ("feature", Arc::new(StringArray::from_iter_values(features.iter().map(|feature| feature.name.as_str())))),
@@ -109,8 +134,34 @@ impl TableFunctionImpl for FeatureTable {
                 "element",
                 Arc::new(StringArray::from_iter_values(inputs.iter().map(|input| format!("{:?}", input.element)))),
             ),
+            ("count", Arc::new(rows.clone().map(|i| Some(of(i)?.count)).collect::<UInt64Array>())),
+            ("nulls", Arc::new(rows.clone().map(|i| Some(of(i)?.nulls)).collect::<UInt64Array>())),
+            ("mean", Arc::new(rows.clone().map(|i| of(i)?.mean).collect::<Float64Array>())),
+            ("deviation", Arc::new(rows.clone().map(|i| of(i)?.deviation).collect::<Float64Array>())),
+            ("min", Arc::new(rows.clone().map(|i| of(i)?.min).collect::<Float64Array>())),
+            ("max", Arc::new(rows.clone().map(|i| of(i)?.max).collect::<Float64Array>())),
+            ("levels", Arc::new(rows.clone().map(|i| of(i)?.levels).collect::<UInt64Array>())),
+            ("mode", Arc::new(rows.map(|i| of(i)?.mode.as_deref()).collect::<StringArray>())),
         ];
-        let batch = batch(columns)?;
-        Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
+        table_of(&model, columns)
+    }
+}
+
+impl TableFunctionImpl for TrainingTable {
+    fn call_with_args(&self, args: TableFunctionArgs<'_, '_>) -> Result<Arc<dyn TableProvider>> {
+        let model = model_of("ae_training", &self.0, &args)?;
+        let epochs = match &model.metadata().training {
+            Some(training) => training.history.as_slice(),
+            None => return plan_err!("ae_training('{model}'): the file does not tell how the model was trained"),
+        };
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("stage", Arc::new(StringArray::from_iter_values(epochs.iter().map(|epoch| epoch.stage.as_str())))),
+            ("epoch", Arc::new(UInt64Array::from_iter_values(epochs.iter().map(|epoch| epoch.epoch)))),
+            ("loss", Arc::new(Float64Array::from_iter_values(epochs.iter().map(|epoch| epoch.loss)))),
+            ("held_out_loss", Arc::new(epochs.iter().map(|epoch| epoch.held_out_loss).collect::<Float64Array>())),
+            ("learn_rate", Arc::new(Float64Array::from_iter_values(epochs.iter().map(|epoch| epoch.learn_rate)))),
+            ("is_best", Arc::new(epochs.iter().map(|epoch| Some(epoch.is_best)).collect::<BooleanArray>())),
+        ];
+        table_of(&model, columns)
     }
 }

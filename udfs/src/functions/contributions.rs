@@ -11,7 +11,9 @@ use datafusion::arrow::datatypes::{DataType, Field, Fields};
 use datafusion::error::Result;
 use datafusion::logical_expr::Documentation;
 
+use super::reconstruct::as_source;
 use super::{Call, Function, over_features};
+use crate::columns::temporal_as_numbers;
 use crate::matrix::Form;
 use crate::model::Model;
 use crate::model::contract::Contract;
@@ -91,14 +93,22 @@ impl Function for Contributions {
         let fields = fields(contract);
         let value_type = fields[1].data_type();
         // column after column: the value of row r and feature f stands at f·n + r
+        let shown = |column: &ArrayRef| match value_type {
+            DataType::Float64 => Ok(cast(&temporal_as_numbers(column)?, value_type)?),
+            _ => Ok(cast(column, value_type)?),
+        };
         let stacked = |columns: Vec<ArrayRef>| -> Result<ArrayRef> {
-            let columns = columns.iter().map(|column| Ok(cast(column, value_type)?)).collect::<Result<Vec<_>>>()?;
+            let columns = columns.iter().map(shown).collect::<Result<Vec<_>>>()?;
             Ok(concat(&columns.iter().map(AsRef::as_ref).collect::<Vec<_>>())?)
         };
         let values = stacked((0..width).map(|i| call.rows.feature(i, width)).collect::<Result<_>>()?)?;
         let expected = match contract.tensor(Role::Reconstruction) {
             None => new_null_array(value_type, n * width),
-            Some(_) => stacked(scores.matrix(Role::Reconstruction)?.columns())?,
+            Some(_) => {
+                let columns = scores.matrix(Role::Reconstruction)?.columns();
+                let source = columns.iter().zip(&contract.features);
+                stacked(source.map(|(column, feature)| as_source(column, feature)).collect::<Result<_>>()?)?
+            }
         };
         let is_valid = |row: usize| valid.as_ref().is_none_or(|valid| valid.is_valid(row));
         let mut ranked = Ranked::default();

@@ -8,6 +8,7 @@ use datafusion::common::plan_err;
 use datafusion::error::Result;
 use datafusion::logical_expr::Documentation;
 
+use super::reconstruct::{reconstruction_array, reconstruction_type};
 use super::{Call, Function, SECTION};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::metadata::{Feature, Role};
@@ -79,7 +80,10 @@ impl Function for Decode {
     }
 
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
-        Ok(list_type(model.contract().features.len()))
+        match has_texts(model) {
+            true => reconstruction_type(model, &Form::ByName),
+            false => Ok(list_type(model.contract().features.len())),
+        }
     }
 
     fn start(&self) -> Start {
@@ -94,8 +98,17 @@ impl Function for Decode {
         Ok(Wanted::roles([Role::Reconstruction]))
     }
 
-    fn result(&self, _: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
         let decoded = scores.matrix(Role::Reconstruction)?;
+        if has_texts(call.model) {
+            let by_name = Call { form: &Form::ByName, ..*call };
+            return reconstruction_array(&by_name, decoded, scores.valid.clone());
+        }
         list_array(decoded.to_f32(), decoded.width, scores.valid.clone())
     }
+}
+
+/// Whether the reconstruction holds text, which a list of numbers cannot.
+fn has_texts(model: &Model) -> bool {
+    model.contract().features.iter().any(|feature| !feature.levels.is_empty())
 }

@@ -2,18 +2,21 @@
 
 use std::sync::{Arc, LazyLock};
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, StructArray, make_array};
+use datafusion::arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, StringArray, StructArray, make_array,
+};
 use datafusion::arrow::buffer::NullBuffer;
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Field, Fields, Float64Type};
+use datafusion::arrow::datatypes::{DataType, Field, Fields, Float64Type, UInt32Type};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 use datafusion::logical_expr::Documentation;
 
 use super::{Call, Function, over_features};
+use crate::columns::{ColumnKind, from_numbers, is_temporal};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
-use crate::model::metadata::Role;
+use crate::model::metadata::{Feature, Role};
 use crate::score::{Matrix, Scores, Wanted};
 
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
@@ -74,13 +77,18 @@ pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType
     if let Form::List(_) = form {
         return Ok(list_type(contract.features.len()));
     }
-    let field = |(feature, found): (&crate::model::metadata::Feature, Option<DataType>)| {
+    let field = |(feature, found): (&Feature, Option<DataType>)| {
         let data_type = match found.or_else(|| feature.data_type()) {
             None | Some(DataType::Null) => DataType::Float32,
             Some(DataType::Dictionary(_, value)) => *value,
             Some(data_type) => data_type,
         };
-        match data_type.is_numeric() || data_type == DataType::Boolean {
+        let is_held = match ColumnKind::of(&data_type) {
+            Some(ColumnKind::Number) => feature.levels.is_empty(),
+            Some(ColumnKind::Text) => !feature.levels.is_empty(),
+            None => false,
+        };
+        match is_held {
             true => Ok(Field::new(&feature.name, data_type, true)),
             false => plan_err!(
                 "feature \"{}\" is {data_type}, and the reconstruction of model {model} holds numbers",
@@ -103,10 +111,16 @@ pub(super) fn reconstruction_array(
         return list_array(reconstruction.to_f32(), reconstruction.width, valid);
     };
     // a field of a null struct is not null by itself, and whoever takes the field sees only that
-    let column = |(values, field): (ArrayRef, &Arc<Field>)| {
-        null_where(source_typed(&values, field.data_type())?, valid.as_ref())
+    let features = &call.model.contract().features;
+    let column = |((values, field), feature): ((ArrayRef, &Arc<Field>), &Feature)| {
+        let typed = match feature.levels.is_empty() {
+            true => source_typed(&values, field.data_type())?,
+            false => cast(&texts(&values, &feature.levels)?, field.data_type())?,
+        };
+        null_where(typed, valid.as_ref())
     };
-    let columns = reconstruction.columns().into_iter().zip(&fields).map(column).collect::<Result<Vec<_>>>()?;
+    let columns =
+        reconstruction.columns().into_iter().zip(&fields).zip(features).map(column).collect::<Result<Vec<_>>>()?;
     Ok(Arc::new(StructArray::try_new(fields, columns, valid)?))
 }
 
@@ -119,14 +133,37 @@ fn null_where(values: ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> 
     Ok(make_array(values.to_data().into_builder().nulls(nulls).build()?))
 }
 
+/// The values of a feature as people know them: the text of a category, a date or timestamp, else the number.
+pub(super) fn as_source(values: &ArrayRef, feature: &Feature) -> Result<ArrayRef> {
+    match feature.data_type() {
+        _ if !feature.levels.is_empty() => texts(values, &feature.levels),
+        Some(data_type) if is_temporal(&data_type) => source_typed(values, &data_type),
+        _ => Ok(Arc::clone(values)),
+    }
+}
+
+/// The texts whose places in `levels` stand in `values`.
+fn texts(values: &ArrayRef, levels: &[String]) -> Result<ArrayRef> {
+    let places = cast(values, &DataType::UInt32)?;
+    let places = places.as_primitive::<UInt32Type>();
+    let text = |place: Option<u32>| levels.get(place? as usize).map(String::as_str);
+    Ok(Arc::new(places.iter().map(text).collect::<StringArray>()))
+}
+
 /// Numbers as a source type: whole numbers are rounded and kept in range, a boolean is true from 0.5 up, NaN is null
 /// where the type has none.
 fn source_typed(values: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     if to.is_floating() {
         return Ok(cast(values, to)?);
     }
+    if let DataType::Dictionary(_, value) = to {
+        return Ok(cast(&source_typed(values, value)?, to)?);
+    }
     let values = cast(values, &DataType::Float64)?;
     let values = values.as_primitive::<Float64Type>();
+    if is_temporal(to) {
+        return from_numbers(values, to);
+    }
     let given = |value: f64| (!value.is_nan()).then_some(value);
     if *to == DataType::Boolean {
         let booleans: BooleanArray =

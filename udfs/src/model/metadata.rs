@@ -1,6 +1,6 @@
 //! What a model file says about itself: the `aefusion.*` keys of `metadata_props`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,6 +9,7 @@ use datafusion::common::plan_err;
 use datafusion::error::{DataFusionError, Result};
 use serde::{Deserialize, Serialize};
 
+use super::calibration::Calibration;
 use super::onnx::proto::{ModelProto, StringStringEntryProto};
 
 const PREFIX: &str = "aefusion.";
@@ -89,18 +90,60 @@ pub struct Feature {
     /// Type of its source column as Arrow writes it, where it is known.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub type_name: Option<String>,
+    /// Of a column of text, the texts that the reconstruction stands for: there it is the place of one in this list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<String>,
 }
 
 impl Feature {
     /// A feature of an unknown source type.
     pub fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), type_name: None }
+        Self { name: name.into(), type_name: None, levels: Vec::new() }
     }
 
     /// Type of the source column, where it is known.
     pub fn data_type(&self) -> Option<DataType> {
         self.type_name.as_deref().and_then(|name| name.parse().ok())
     }
+}
+
+/// What a feature was like in the rows that a model was trained on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Rows in which it was given.
+    pub count: u64,
+    /// Rows in which it was missing.
+    pub nulls: u64,
+    /// Mean of a column of numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<f64>,
+    /// Standard deviation of a column of numbers (divided by the number of rows).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deviation: Option<f64>,
+    /// Smallest number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// Largest number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+    /// Different texts of a column of text, as far as they were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub levels: Option<u64>,
+    /// Most frequent text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+/// The classes of a classifier.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Classes {
+    /// Name of the column of labels.
+    pub column: String,
+    /// Type of that column, as Arrow writes it.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// The label of each logit, as text.
+    pub labels: Vec<String>,
 }
 
 /// The part that a tensor plays in an autoencoder.
@@ -156,6 +199,47 @@ pub struct Metadata {
     pub null_policy: Option<NullPolicy>,
     /// Share of rows that are expected to be anomalies, 0 to 0.5.
     pub contamination: Option<f64>,
+    /// See [`Calibration`].
+    pub calibration: Option<Calibration>,
+    /// One entry a feature.
+    pub statistics: Option<Vec<Statistics>>,
+    /// See [`Classes`].
+    pub classes: Option<Classes>,
+    /// How it was trained.
+    pub training: Option<Training>,
+}
+
+/// How a model was trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Options, and the defaults of those that were not given.
+    pub options: BTreeMap<String, serde_json::Value>,
+    /// What came out, by name.
+    pub summary: BTreeMap<String, serde_json::Value>,
+    /// One entry an epoch.
+    pub history: Vec<Epoch>,
+    /// What the trainer needs to go on with the model; its own business.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub network: serde_json::Value,
+}
+
+/// What an epoch of a training came to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// The part of the training that it belongs to.
+    pub stage: String,
+    /// Counted from 1 in its stage.
+    pub epoch: u64,
+    /// Mean loss over the rows that were trained on, while they were.
+    pub loss: f64,
+    /// Mean loss over the rows that stopping was decided on, after the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out_loss: Option<f64>,
+    /// Step size.
+    pub learn_rate: f64,
+    /// Whether the network that was kept is that of this epoch.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_best: bool,
 }
 
 impl Metadata {
@@ -184,6 +268,14 @@ impl Metadata {
             "error_metric" => self.error_metric = Some(value.parse()?),
             "null_policy" => self.null_policy = Some(value.parse()?),
             "contamination" => self.contamination = Some(parse_contamination(value)?),
+            "calibration" => {
+                let calibration: Calibration = json(value)?;
+                calibration.check()?;
+                self.calibration = Some(calibration);
+            }
+            "statistics" => self.statistics = Some(json(value)?),
+            "classes" => self.classes = Some(json(value)?),
+            "training" => self.training = Some(json(value)?),
             key => {
                 if let Some(role) = Role::ALL.into_iter().find(|role| role.name() == key) {
                     self.tensors.insert(role, value.to_owned());
@@ -194,7 +286,10 @@ impl Metadata {
     }
 
     /// Writes everything known into a file, in place of what it said before.
-    pub(crate) fn write(&self, model: &mut ModelProto) -> Result<()> {
+    ///
+    /// # Errors
+    /// None that can be helped: what cannot be written as JSON.
+    pub fn write(&self, model: &mut ModelProto) -> Result<()> {
         model.metadata_props.retain(|entry| !self.replaces(entry.key()));
         let mut put = |key: &str, value: String| {
             model
@@ -222,12 +317,34 @@ impl Metadata {
         if let Some(contamination) = self.contamination {
             put("contamination", contamination.to_string());
         }
+        if let Some(calibration) = &self.calibration {
+            put("calibration", to_json(calibration)?);
+        }
+        if let Some(statistics) = &self.statistics {
+            put("statistics", to_json(statistics)?);
+        }
+        if let Some(classes) = &self.classes {
+            put("classes", to_json(classes)?);
+        }
+        if let Some(training) = &self.training {
+            put("training", to_json(training)?);
+        }
         Ok(())
     }
 
     fn replaces(&self, key: &str) -> bool {
-        const OWN: [&str; 6] =
-            ["format_version", "features", "scaled_features", "error_metric", "null_policy", "contamination"];
+        const OWN: [&str; 10] = [
+            "format_version",
+            "features",
+            "scaled_features",
+            "error_metric",
+            "null_policy",
+            "contamination",
+            "calibration",
+            "statistics",
+            "classes",
+            "training",
+        ];
         key.strip_prefix(PREFIX)
             .is_some_and(|key| OWN.contains(&key) || Role::ALL.iter().any(|role| role.name() == key))
     }
@@ -244,6 +361,10 @@ impl Metadata {
             error_metric: self.error_metric.or(other.error_metric),
             null_policy: self.null_policy.or(other.null_policy),
             contamination: self.contamination.or(other.contamination),
+            calibration: self.calibration.or(other.calibration),
+            statistics: self.statistics.or(other.statistics),
+            classes: self.classes.or(other.classes),
+            training: self.training.or(other.training),
         }
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn declared_tensor(value: &ValueInfoProto) -> Option<(i32, Option<Vec
 }
 
 /// A tensor declaration `name: element[N, shape…]` with a free first dimension.
-pub(crate) fn declare(name: &str, element: i32, shape: &[usize]) -> ValueInfoProto {
+pub fn declare(name: &str, element: i32, shape: &[usize]) -> ValueInfoProto {
     let free = dimension::Value::DimParam("N".to_owned());
     let fixed = shape.iter().map(|n| dimension::Value::DimValue(i64::try_from(*n).unwrap_or(i64::MAX)));
     let dim = std::iter::once(free)

@@ -47,6 +47,8 @@ pub(super) struct Measure<'a> {
     features: Option<&'a [usize]>,
     /// For each feature, the rows where it is given; empty if that does not matter.
     given: Vec<Option<NullBuffer>>,
+    /// Whether NaN in the original stands for a value that is missing.
+    skips_nan: bool,
     wants_error: bool,
     wants_parts: bool,
     error: Vec<f64>,
@@ -100,6 +102,7 @@ impl<'a> Measure<'a> {
             n_features,
             features,
             given: if given.iter().all(Option::is_none) { Vec::new() } else { given },
+            skips_nan: policy == NullPolicy::Impute,
             wants_error,
             wants_parts,
             error: Vec::with_capacity(if wants_error { rows.len() } else { 0 }),
@@ -152,7 +155,11 @@ impl<'a> Measure<'a> {
 
     fn rows<A: Copy + Into<f64>, B: Copy + Into<f64>>(&mut self, rows: Range<usize>, a: &[A], b: &[B]) {
         if self.given.is_empty() && !self.wants_parts {
+            let first = self.error.len();
             errors(self.metric, self.width, a, b, &mut self.error);
+            if self.skips_nan {
+                self.without_nan(first, a, b);
+            }
             return;
         }
         let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
@@ -160,7 +167,8 @@ impl<'a> Measure<'a> {
         for (row, (a, b)) in rows.zip(pairs) {
             let mut n = 0_usize;
             for (column, term) in terms.iter_mut().enumerate() {
-                let is_given = self.is_given(row, column);
+                let value: f64 = a[column].into();
+                let is_given = !(self.skips_nan && value.is_nan()) && self.is_given(row, column);
                 n += usize::from(is_given);
                 *term = if is_given { difference(self.metric, a[column], b[column]) } else { 0.0 };
             }
@@ -177,6 +185,21 @@ impl<'a> Measure<'a> {
                 for (feature, term) in features.iter().zip(&terms) {
                     self.parts[first + feature] += term / n_compared;
                 }
+            }
+        }
+    }
+
+    /// Measures the rows again whose error is NaN, without the values that the graph says are missing: NaN in the
+    /// original of a model that fills them in.
+    fn without_nan<A: Copy + Into<f64>, B: Copy + Into<f64>>(&mut self, first: usize, a: &[A], b: &[B]) {
+        let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
+        for (error, (a, b)) in self.error[first..].iter_mut().zip(pairs).filter(|(error, _)| error.is_nan()) {
+            let is_given = |value: A| -> bool { !<A as Into<f64>>::into(value).is_nan() };
+            let term = |(a, b): (&A, &B)| if is_given(*a) { difference(self.metric, *a, *b) } else { 0.0 };
+            let terms: Vec<f64> = a.iter().zip(b).map(term).collect();
+            let n = a.iter().filter(|value| is_given(**value)).count();
+            if n > 0 {
+                *error = finished(self.metric, sum_terms(&terms) / f64_from_usize(n));
             }
         }
     }

@@ -10,13 +10,15 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
+use futures::StreamExt;
 
 use super::{CreateModel, Options, Statement, TrainerHandle, TrainingJob};
 use crate::config::AeOptions;
+use crate::model::calibration::Calibration;
 use crate::model::catalog::Models;
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
-use crate::model::store::{ModelRef, Publish, read, write_new};
-use crate::model::{Limits, Model, describe, describe_pair};
+use crate::model::store::{ModelName, ModelRef, Publish, read, write_new};
+use crate::model::{Limits, Model, Trial, describe, describe_pair};
 use crate::near;
 use crate::tables::model_rows;
 
@@ -104,7 +106,7 @@ impl<'a> Handler<'a> {
             None => "autoencoder".to_owned(),
         };
         let bytes = match (model_type.as_str(), create.query) {
-            ("onnx", query) => self.foreign_file(options, query).await?,
+            ("onnx", query) => self.foreign_file(name, options, query).await?,
             (other, _) if !MODEL_TYPES.contains(&other) => {
                 return plan_err!(
                     "unknown model_type '{other}'{}; there are {}",
@@ -126,36 +128,52 @@ impl<'a> Handler<'a> {
         self.published(&create.model).await
     }
 
-    async fn foreign_file(&self, mut options: Options, query: Option<Box<Query>>) -> Result<Bytes> {
+    async fn foreign_file(&self, name: &ModelName, mut options: Options, query: Option<Box<Query>>) -> Result<Bytes> {
         let path = options.take_text("model_path")?;
         let pair = (options.take_text("encoder_path")?, options.take_text("decoder_path")?);
         let mut metadata = describing(&mut options)?;
         options.finish(&foreign_options())?;
-        if let Some(query) = query {
-            let features = self.columns(query).await?;
-            if metadata.features.replace(features).is_some() {
-                return plan_err!("give input_cols or AS SELECT, not both: each names the inputs");
-            }
+        let rows = match query {
+            Some(query) => Some(self.session.execute_logical_plan(self.plan(query).await?).await?),
+            None => None,
+        };
+        if let Some(rows) = &rows
+            && metadata.features.replace(features_of(rows)).is_some()
+        {
+            return plan_err!("give input_cols or AS SELECT, not both: each names the inputs");
         }
-        match (path, pair) {
+        let bytes = match (path, pair) {
             (Some(path), (None, None)) => describe(&read(&path, &self.limits).await?, metadata, &self.limits)
-                .map_err(|e| explain(format!("'{path}'"), e)),
+                .map_err(|e| explain(format!("'{path}'"), e))?,
             (None, (Some(encoder), Some(decoder))) => {
                 let (encoder, decoder) = (read(&encoder, &self.limits).await?, read(&decoder, &self.limits).await?);
-                describe_pair(&encoder, &decoder, metadata, &self.limits)
+                describe_pair(&encoder, &decoder, metadata, &self.limits)?
             }
-            _ => plan_err!("give the option model_path, or both encoder_path and decoder_path"),
+            _ => return plan_err!("give the option model_path, or both encoder_path and decoder_path"),
+        };
+        match rows {
+            None => Ok(bytes),
+            Some(rows) => self.calibrated(name, bytes, rows).await,
         }
     }
 
-    /// Columns of a query as features: their names and types.
-    async fn columns(&self, query: Box<Query>) -> Result<Vec<Feature>> {
-        let rows = self.session.execute_logical_plan(self.plan(query).await?).await?;
-        let feature = |field: &Arc<datafusion::arrow::datatypes::Field>| Feature {
-            name: field.name().clone(),
-            type_name: Some(field.data_type().to_string()),
-        };
-        Ok(rows.schema().fields().iter().map(feature).collect())
+    /// A file that knows the errors of rows. As far as anyone here knows, none of them was trained on.
+    async fn calibrated(&self, name: &ModelName, bytes: Bytes, rows: DataFrame) -> Result<Bytes> {
+        let trial = Trial::load(name, bytes.clone(), &self.limits)?;
+        if trial.model().contract().require_error().is_err() {
+            return Ok(bytes);
+        }
+        let mut errors: Vec<f64> = Vec::new();
+        let mut rows = rows.execute_stream().await?;
+        while let Some(batch) = rows.next().await {
+            errors.extend(trial.errors(batch?.columns())?.iter().flatten());
+        }
+        if errors.is_empty() {
+            // a query that only names the inputs
+            return Ok(bytes);
+        }
+        let calibration = Some(Calibration::of(errors)?);
+        describe(&bytes, Metadata { calibration, ..Metadata::default() }, &self.limits)
     }
 
     async fn plan(&self, query: Box<Query>) -> Result<LogicalPlan> {
@@ -178,7 +196,7 @@ impl<'a> Handler<'a> {
         };
         options.insert("model_type".to_owned(), super::OptionValue::Text(model_type))?;
         let rows = self.session.execute_logical_plan(self.plan(query).await?).await?;
-        trainer.0.train(self.session, TrainingJob { name: model.name.to_string(), options, rows }).await
+        trainer.0.train(self.session, TrainingJob { name: model.name.clone(), options, rows }).await
     }
 
     async fn drop(&self, model: &ModelRef, if_exists: bool) -> Result<DataFrame> {
@@ -235,6 +253,15 @@ impl<'a> Handler<'a> {
     fn row(&self, columns: Vec<(&str, ArrayRef)>) -> Result<DataFrame> {
         self.session.read_batch(RecordBatch::try_from_iter(columns)?)
     }
+}
+
+/// Columns of a query as features: their names and types.
+fn features_of(rows: &DataFrame) -> Vec<Feature> {
+    let feature = |field: &Arc<datafusion::arrow::datatypes::Field>| Feature {
+        type_name: Some(field.data_type().to_string()),
+        ..Feature::named(field.name())
+    };
+    rows.schema().fields().iter().map(feature).collect()
 }
 
 fn properties(model: &Model) -> Vec<(String, String)> {

@@ -69,7 +69,7 @@ impl Options {
         }
     }
 
-    /// Takes a number, as text.
+    /// Takes a number.
     ///
     /// # Errors
     /// A planning error if it is something else.
@@ -78,6 +78,41 @@ impl Options {
             None => Ok(None),
             Some(OptionValue::Number(number)) => Ok(Some(number)),
             Some(other) => plan_err!("option {key} must be a number, found {}", other.kind()),
+        }
+    }
+
+    /// Takes a whole number from 0 up.
+    ///
+    /// # Errors
+    /// A planning error if it is something else.
+    pub fn take_whole(&mut self, key: &str) -> Result<Option<u64>> {
+        let value = self.take(key);
+        value.map(|value| whole(key, value)).transpose()
+    }
+
+    /// Takes `TRUE` or `FALSE`.
+    ///
+    /// # Errors
+    /// A planning error if it is something else.
+    pub fn take_boolean(&mut self, key: &str) -> Result<Option<bool>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(OptionValue::Boolean(value)) => Ok(Some(value)),
+            Some(other) => plan_err!("option {key} must be TRUE or FALSE, found {}", other.kind()),
+        }
+    }
+
+    /// Takes a list of whole numbers from 0 up.
+    ///
+    /// # Errors
+    /// A planning error if it is something else.
+    pub fn take_wholes(&mut self, key: &str) -> Result<Option<Vec<u64>>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(OptionValue::List(values)) => {
+                values.into_iter().map(|value| whole(key, value)).collect::<Result<_>>().map(Some)
+            }
+            Some(other) => plan_err!("option {key} must be a list of whole numbers, found {}", other.kind()),
         }
     }
 
@@ -110,5 +145,18 @@ impl Options {
                 known.join(", ")
             ),
         }
+    }
+}
+
+/// Largest whole number below which every other one is a number of its own.
+const MOST: f64 = 9_007_199_254_740_992.0;
+
+fn whole(key: &str, value: OptionValue) -> Result<u64> {
+    match value {
+        OptionValue::Number(number) => match crate::narrow::whole(number).filter(|_| number < MOST) {
+            Some(whole) => Ok(whole),
+            None => plan_err!("option {key} must be a whole number from 0 up, found {number}"),
+        },
+        other => plan_err!("option {key} must be a whole number, found {}", other.kind()),
     }
 }

@@ -9,12 +9,13 @@ use datafusion::error::Result;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::Options;
+use crate::model::store::ModelName;
 
 /// A model to be trained.
 #[derive(Debug)]
 pub struct TrainingJob {
     /// Its name.
-    pub name: String,
+    pub name: ModelName,
     /// What `OPTIONS (…)` says; the trainer refuses what it does not know ([`Options::finish`]).
     pub options: Options,
     /// The rows to train on.

@@ -1,0 +1,184 @@
+//! What a person sees of a training: a progress bar on a terminal, lines elsewhere, and what came out.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, HumanFloatCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use crate::train::{Watch, Wish};
+
+/// Time between two lines where there is no terminal.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+/// Prints to standard error.
+#[derive(Debug)]
+pub(super) struct TrainingProgress {
+    is_quiet: bool,
+    bar: ProgressBar,
+    state: Mutex<State>,
+    keeps_best: AtomicBool,
+    is_to_finish: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    stage: String,
+    epochs: usize,
+    /// Rows so far.
+    done: usize,
+    started: Instant,
+    printed: Option<Instant>,
+    /// The last epoch, if it was not printed.
+    unprinted: Option<String>,
+}
+
+impl TrainingProgress {
+    pub(super) fn new(is_quiet: bool) -> Self {
+        let state =
+            State { stage: String::new(), epochs: 0, done: 0, started: Instant::now(), printed: None, unprinted: None };
+        Self {
+            is_quiet,
+            bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()),
+            state: Mutex::new(state),
+            keeps_best: AtomicBool::new(false),
+            is_to_finish: AtomicBool::new(false),
+        }
+    }
+
+    /// After an interrupt: whether the training ends with its best epoch, and the statement is to be waited for.
+    pub(super) fn interrupt(&self) -> bool {
+        self.keeps_best.load(Ordering::Relaxed) && !self.is_to_finish.swap(true, Ordering::Relaxed)
+    }
+
+    /// Takes the bar away: the statement has ended, somehow.
+    pub(super) fn end(&self) {
+        self.keeps_best.store(false, Ordering::Relaxed);
+        self.is_to_finish.store(false, Ordering::Relaxed);
+        self.bar.finish_and_clear();
+        self.bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+
+    fn is_terminal() -> bool {
+        io::stderr().is_terminal()
+    }
+
+    fn say(&self, line: &str) {
+        if !self.is_quiet {
+            // nobody is there to be told if this fails
+            drop(writeln!(io::stderr(), "{line}"));
+        }
+    }
+}
+
+impl Watch for TrainingProgress {
+    fn interrupts_keep(&self, keep: bool) {
+        self.keeps_best.store(keep, Ordering::Relaxed);
+    }
+
+    fn begin(&self, stage: &str, epochs: usize, rows: usize) {
+        let mut state = self.state.lock();
+        if let Some(line) = state.unprinted.take() {
+            self.say(&line);
+        }
+        let started = Instant::now();
+        *state = State { stage: stage.to_owned(), epochs, done: 0, started, printed: None, unprinted: None };
+        if self.is_quiet || !Self::is_terminal() {
+            return;
+        }
+        self.bar.reset();
+        self.bar.set_length(epochs as u64 * rows as u64);
+        if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {msg}") {
+            self.bar.set_style(style);
+        }
+        self.bar.set_prefix(stage.to_owned());
+        self.bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+
+    fn rows(&self, rows: usize) {
+        let mut state = self.state.lock();
+        state.done += rows;
+        if !self.bar.is_hidden() {
+            self.bar.set_position(state.done as u64);
+        }
+    }
+
+    fn epoch(&self, epoch: usize, loss: f64, held_out_loss: Option<f64>) {
+        let mut state = self.state.lock();
+        let seconds = state.started.elapsed().as_secs_f64();
+        let rate = HumanFloatCount((state.done as f64 / seconds.max(1e-9)).round());
+        let held_out = held_out_loss.map(|loss| format!(", held-out {loss:.5}")).unwrap_or_default();
+        let text = format!("epoch {epoch} of {}, loss {loss:.5}{held_out}, {rate} rows/s", state.epochs);
+        if !self.bar.is_hidden() {
+            let left = seconds / epoch as f64 * state.epochs.saturating_sub(epoch) as f64;
+            let left = indicatif::HumanDuration(Duration::from_secs_f64(left));
+            self.bar.set_message(format!("{text}, at most {left} left"));
+            return;
+        }
+        let line = format!("{}: {text}", state.stage);
+        if state.printed.is_none_or(|printed| printed.elapsed() > BETWEEN_LINES) {
+            state.printed = Some(Instant::now());
+            state.unprinted = None;
+            self.say(&line);
+        } else {
+            state.unprinted = Some(line);
+        }
+    }
+
+    fn finished(&self, summary: &[(&'static str, Value)]) {
+        let mut state = self.state.lock();
+        self.bar.finish_and_clear();
+        if let Some(line) = state.unprinted.take() {
+            self.say(&line);
+        }
+        summary_lines(summary).iter().for_each(|line| self.say(line));
+    }
+
+    fn wish(&self) -> Wish {
+        if self.is_to_finish.load(Ordering::Relaxed) { Wish::Finish } else { Wish::GoOn }
+    }
+}
+
+/// What came out, as sentences; a model that learnt nothing is told as such.
+fn summary_lines(summary: &[(&'static str, Value)]) -> Vec<String> {
+    let value = |name: &str| summary.iter().find(|(key, _)| *key == name).map(|(_, value)| value);
+    let number = |name: &str| value(name).and_then(Value::as_f64);
+    let count = |name: &str| HumanCount(value(name).and_then(Value::as_u64).unwrap_or_default()).to_string();
+    let shape = value("shape").and_then(Value::as_str).unwrap_or_default();
+    let mut lines = vec![format!("network {shape}, {} rows, {} epochs", count("rows"), count("epochs"))];
+    if let Some(error) = number("held_out_error") {
+        let floors = match (number("mean_only_error"), number("pca_error")) {
+            (Some(mean), Some(pca)) => {
+                format!("; the mean of each column gives {mean:.5}, principal components as many as the code {pca:.5}")
+            }
+            _ => String::new(),
+        };
+        lines.push(format!("mean squared error of {} held-out rows {error:.5}{floors}", count("held_out_rows")));
+        if number("mean_only_error").is_some_and(|mean| error >= 0.99 * mean) {
+            lines.push(
+                "warning: the model reconstructs no better than the mean of each column: it learnt nothing; give it more rows, \
+                 epochs (max_iterations), a wider code (hidden_units), or another learn_rate"
+                    .to_owned(),
+            );
+        }
+    }
+    if let Some(accuracy) = number("held_out_accuracy") {
+        lines.push(format!("accuracy on held-out rows {accuracy:.4}"));
+    }
+    lines.push(match number("threshold") {
+        Some(threshold) => format!(
+            "calibrated on {} other rows: an error from {threshold:.5} up is an anomaly",
+            count("calibration_rows")
+        ),
+        None => match value("calibration_rows").and_then(Value::as_u64) {
+            Some(0) => "not calibrated: no rows were left for it, so that there are no p-values".to_owned(),
+            _ => format!(
+                "calibrated on {} other rows, none of which would be an anomaly: contamination is less than one in them",
+                count("calibration_rows")
+            ),
+        },
+    });
+    lines
+}

@@ -1,0 +1,196 @@
+//! From columns to the scaled space: standardised numbers and one-hot categories.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{AsArray, RecordBatch};
+use datafusion::arrow::datatypes::{DataType, Float64Type, UInt32Type};
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+
+use super::config::Scaling;
+use super::table::{Column, Known, Numbers, Table, Texts, UNCOUNTED};
+use crate::narrow::to_f32;
+
+/// Beyond this many deviations from zero, a mean does not leave enough digits in `f32`, and a column is read as `f64`.
+const FAR_FROM_ZERO: f64 = 32.0;
+
+/// Most columns of the scaled space.
+const MOST_COLUMNS: usize = 1 << 16;
+
+/// How one column of the query is scaled.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Feature {
+    pub(super) name: String,
+    pub(super) data_type: DataType,
+    pub(super) encoding: Encoding,
+    /// Its first column in the scaled space.
+    pub(super) first: usize,
+}
+
+/// See the variants.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Encoding {
+    /// `(x - mean) / deviation`; a missing number reads as the mean.
+    Number {
+        mean: f64,
+        /// What it is divided by; 1 for a column that is constant.
+        deviation: f64,
+        /// Whether the graph reads `f64`.
+        is_double: bool,
+    },
+    /// One column a level, then one for all other texts, then one for a missing or empty text.
+    Category {
+        levels: Vec<String>,
+        /// For each number of a text its level.
+        places: Vec<usize>,
+    },
+}
+
+impl Encoding {
+    /// Texts as these levels. The empty text is none: a graph cannot tell it from a missing one.
+    pub(super) fn category(texts: &Texts, levels: Vec<String>) -> Self {
+        let by_name: HashMap<&str, usize> = levels.iter().enumerate().map(|(i, level)| (level.as_str(), i)).collect();
+        let other = |name: &str| if name.is_empty() { levels.len() + 1 } else { levels.len() };
+        let place = |name: &Arc<str>| by_name.get(name.as_ref()).copied().unwrap_or_else(|| other(name));
+        let places = texts.names.iter().map(place).collect();
+        Self::Category { levels, places }
+    }
+
+    /// The most frequent texts as levels.
+    fn most_frequent(texts: &Texts, max_categories: usize) -> Self {
+        let names = texts.by_frequency().into_iter().map(|number| texts.names[number as usize].to_string());
+        let levels = names.filter(|name| !name.is_empty()).take(max_categories).collect();
+        Self::category(texts, levels)
+    }
+
+    /// Columns in the scaled space.
+    pub(super) fn width(&self) -> usize {
+        match self {
+            Self::Number { .. } => 1,
+            Self::Category { levels, .. } => levels.len() + 2,
+        }
+    }
+}
+
+/// The scaled space of some columns.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Design {
+    pub(super) features: Vec<Feature>,
+    pub(super) width: usize,
+}
+
+impl Design {
+    /// Learns the scales of columns; a column of text gets at most `max_categories` levels.
+    ///
+    /// # Errors
+    /// A planning error if there are no columns, or too many.
+    pub(super) fn of(table: &Table, columns: &[usize], max_categories: usize, scaling: Scaling) -> Result<Self> {
+        let columns = || columns.iter().map(|column| &table.columns[*column]);
+        let common = match scaling {
+            Scaling::Standard => None,
+            Scaling::Common => Some(common_deviation(columns())),
+        };
+        let mut first = 0;
+        let feature = |column: &Column| {
+            let encoding = match &column.known {
+                Known::Numbers(numbers) => number(numbers, common.unwrap_or_else(|| numbers.deviation())),
+                Known::Texts(texts) => Encoding::most_frequent(texts, max_categories),
+            };
+            let place = first;
+            first += encoding.width();
+            Feature { name: column.name.clone(), data_type: column.data_type.clone(), encoding, first: place }
+        };
+        let features: Vec<Feature> = columns().map(feature).collect();
+        if features.is_empty() {
+            return plan_err!("the query gives no columns to train on");
+        }
+        if first > MOST_COLUMNS {
+            return plan_err!(
+                "{first} columns after one-hot encoding, more than {MOST_COLUMNS}; give a smaller max_categories than \
+                 {max_categories}, or leave columns of text out"
+            );
+        }
+        Ok(Self { features, width: first })
+    }
+
+    /// What a network reads in place of a missing value: the mean, which is zero, or the level of a missing text.
+    pub(super) fn fill(&self) -> Vec<f32> {
+        let mut fill = vec![0.0; self.width];
+        for feature in &self.features {
+            if let Encoding::Category { levels, .. } = &feature.encoding {
+                fill[feature.first + levels.len() + 1] = 1.0;
+            }
+        }
+        fill
+    }
+
+    /// Scales a batch of a [`super::table::Table`] whose `columns` are the features; missing values are NaN.
+    ///
+    /// Numbers are computed just as the exported graph does it.
+    pub(super) fn encode(&self, batch: &RecordBatch, columns: &[usize], into: &mut Vec<f32>) {
+        into.clear();
+        into.resize(batch.num_rows() * self.width, 0.0);
+        for (feature, column) in self.features.iter().zip(columns) {
+            let array = batch.column(*column);
+            let rows = into.chunks_exact_mut(self.width);
+            match &feature.encoding {
+                Encoding::Number { mean, deviation, is_double } => {
+                    let scale = Scale::new(*mean, *deviation, *is_double);
+                    for (row, value) in rows.zip(array.as_primitive::<Float64Type>()) {
+                        row[feature.first] = value.map_or(f32::NAN, |value| scale.apply(value));
+                    }
+                }
+                Encoding::Category { levels, places } => {
+                    for (row, number) in rows.zip(array.as_primitive::<UInt32Type>()) {
+                        let row = &mut row[feature.first..feature.first + levels.len() + 2];
+                        match number {
+                            None => row.fill(f32::NAN),
+                            Some(UNCOUNTED) => row[levels.len()] = 1.0,
+                            Some(number) => row[places[number as usize]] = 1.0,
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Arithmetic of a standardised column.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scale {
+    Single { mean: f32, factor: f32 },
+    Double { mean: f64, factor: f64 },
+}
+
+impl Scale {
+    pub(super) fn new(mean: f64, deviation: f64, is_double: bool) -> Self {
+        match is_double {
+            true => Self::Double { mean, factor: 1.0 / deviation },
+            false => Self::Single { mean: to_f32(mean), factor: to_f32(1.0 / deviation) },
+        }
+    }
+
+    fn apply(self, value: f64) -> f32 {
+        match self {
+            Self::Single { mean, factor } => (to_f32(value) - mean) * factor,
+            Self::Double { mean, factor } => to_f32((value - mean) * factor),
+        }
+    }
+}
+
+/// Root mean square of the deviations of all columns of numbers.
+fn common_deviation<'a>(columns: impl Iterator<Item = &'a Column>) -> f64 {
+    let squares: Vec<f64> = columns
+        .filter_map(|column| match &column.known {
+            Known::Numbers(numbers) => Some(numbers.deviation().powi(2)),
+            Known::Texts(_) => None,
+        })
+        .collect();
+    (squares.iter().sum::<f64>() / squares.len().max(1) as f64).sqrt()
+}
+
+fn number(numbers: &Numbers, deviation: f64) -> Encoding {
+    let deviation = if deviation > 0.0 { deviation } else { 1.0 };
+    Encoding::Number { mean: numbers.mean, deviation, is_double: numbers.mean.abs() > FAR_FROM_ZERO * deviation }
+}

@@ -1,0 +1,251 @@
+//! One pass forwards and backwards over some rows: their loss, and the gradient of every parameter that is trained.
+
+use std::ops::Range;
+
+use rand::RngExt;
+use rand_pcg::Pcg64Mcg;
+
+use super::loss::{cross_entropy, reconstruction, sign};
+use super::network::Network;
+use super::noise::Noise;
+use super::product::{Into, Matrix, multiply};
+use crate::narrow::to_f32;
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The difference between the output and what layer `of` is given, mean over values and rows.
+    Reconstruction {
+        /// 0: the rows themselves; else what the layers before make of them.
+        of: usize,
+        /// Mean absolute difference, not mean squared.
+        absolute: bool,
+    },
+    /// The cross-entropy of the output, as logits, against the labels.
+    CrossEntropy,
+}
+
+/// A loss, what is added to it, and the layers that are to make it small.
+#[derive(Debug, Clone)]
+pub(super) struct Objective {
+    pub(super) loss: Loss,
+    /// Layers whose parameters change.
+    pub(super) trained: Range<usize>,
+    /// Spoils what is to be reconstructed, on its way into the next layer.
+    pub(super) noise: Option<Noise>,
+    /// Share of units that are left out, of each layer that is trained but the last and that of the code.
+    pub(super) dropout: f32,
+    /// The layer that gives the code.
+    pub(super) code: Option<usize>,
+    /// Weight of the mean absolute code.
+    pub(super) l1_reg_activation: f32,
+}
+
+/// Rows in memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// `[rows, width]`, row-major, in the scaled space; NaN where a value is missing.
+    pub(super) values: &'a [f32],
+    pub(super) width: usize,
+    /// What the network reads in place of a missing value, one number a column.
+    pub(super) fill: &'a [f32],
+    /// One class a row; empty without labels.
+    pub(super) labels: &'a [u32],
+}
+
+/// Memory and results of a pass; kept from pass to pass.
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    /// What each layer is given, and the last gives.
+    activations: Vec<Vec<f32>>,
+    /// What is to be reconstructed, without noise.
+    target: Vec<f32>,
+    /// With dropout, for each layer the factors of its units, and what it gave before.
+    dropped: Vec<(Vec<f32>, Vec<f32>)>,
+    gradient: Vec<f32>,
+    spare: Vec<f32>,
+    labels: Vec<u32>,
+    /// Of every parameter of the layers that are trained, in their order.
+    pub(super) gradients: Vec<f32>,
+    /// Sum over the rows, with the penalty on the code.
+    pub(super) loss: f64,
+}
+
+impl Pass {
+    /// Runs over the rows that `indices` choose, a part of a batch of `batch` rows.
+    pub(super) fn run(
+        &mut self,
+        network: &Network,
+        objective: &Objective,
+        rows: &Rows<'_>,
+        indices: &[u32],
+        batch: usize,
+        rng: &mut Pcg64Mcg,
+    ) {
+        let n = indices.len();
+        self.gather(network, rows, indices);
+        self.forward(network, objective, n, rng);
+        self.measure(network, objective, n, batch);
+        self.backward(network, objective, n, batch);
+    }
+
+    /// The loss alone, of rows that are all of their batch.
+    pub(super) fn evaluate(
+        &mut self,
+        network: &Network,
+        objective: &Objective,
+        rows: &Rows<'_>,
+        indices: &[u32],
+        rng: &mut Pcg64Mcg,
+    ) {
+        self.gather(network, rows, indices);
+        self.forward(network, objective, indices.len(), rng);
+        self.measure(network, objective, indices.len(), indices.len());
+    }
+
+    /// What the last layer gave.
+    pub(super) fn output(&self) -> &[f32] {
+        self.activations.last().map_or(&[], Vec::as_slice)
+    }
+
+    /// The labels of the rows.
+    pub(super) fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    fn gather(&mut self, network: &Network, rows: &Rows<'_>, indices: &[u32]) {
+        let width = rows.width;
+        self.target.clear();
+        for index in indices {
+            let start = *index as usize * width;
+            self.target.extend_from_slice(&rows.values[start..start + width]);
+        }
+        self.labels.clear();
+        if !rows.labels.is_empty() {
+            self.labels.extend(indices.iter().map(|index| rows.labels[*index as usize]));
+        }
+        self.activations.resize_with(network.layers().len() + 1, Vec::new);
+        self.dropped.resize_with(network.layers().len(), Default::default);
+        let first = &mut self.activations[0];
+        first.clone_from(&self.target);
+        fill_missing(first, rows.fill);
+    }
+
+    fn forward(&mut self, network: &Network, objective: &Objective, n: usize, rng: &mut Pcg64Mcg) {
+        for (index, layer) in network.layers().iter().enumerate() {
+            let (given, next) = self.activations.split_at_mut(index + 1);
+            let (given, next) = (&mut given[index], &mut next[0]);
+            if objective.loss.is_of(index) {
+                if index > 0 {
+                    self.target.clone_from(given);
+                }
+                if let Some(noise) = objective.noise {
+                    noise.add(given, layer.inputs, rng);
+                }
+            }
+            next.resize(n * layer.outputs, 0.0);
+            network.run_layer(index, n, given, next);
+            if objective.drops(index, network) {
+                let (factors, before) = &mut self.dropped[index];
+                before.clone_from(next);
+                drop_units(next, factors, objective.dropout, rng);
+            }
+        }
+    }
+
+    /// The loss, and its gradient by the output.
+    fn measure(&mut self, network: &Network, objective: &Objective, n: usize, batch: usize) {
+        let Some(output) = self.activations.last() else { return };
+        let scale = to_f32(1.0 / batch as f64);
+        let width = network.outputs();
+        match objective.loss {
+            Loss::Reconstruction { absolute, .. } => {
+                self.gradient.resize(n * width, 0.0);
+                self.loss = reconstruction(&self.target, output, width, absolute, scale, &mut self.gradient);
+            }
+            Loss::CrossEntropy => {
+                self.gradient.clone_from(output);
+                self.loss = cross_entropy(&mut self.gradient, width, &self.labels, scale);
+            }
+        }
+        if let (Some(code), true) = (objective.code, objective.l1_reg_activation > 0.0) {
+            let units = network.layers()[code].outputs;
+            let sum: f64 = self.activations[code + 1].iter().map(|value| f64::from(value.abs())).sum();
+            self.loss += f64::from(objective.l1_reg_activation) * sum / units as f64;
+        }
+    }
+
+    fn backward(&mut self, network: &Network, objective: &Objective, n: usize, batch: usize) {
+        let trained = network.range(objective.trained.clone());
+        self.gradients.resize(trained.len(), 0.0);
+        for (index, layer) in network.layers().iter().enumerate().skip(objective.trained.start).rev() {
+            let output = &self.activations[index + 1];
+            if objective.code == Some(index) && objective.l1_reg_activation > 0.0 {
+                let each = objective.l1_reg_activation * to_f32(1.0 / (batch * layer.outputs) as f64);
+                for (gradient, value) in self.gradient.iter_mut().zip(output) {
+                    *gradient += each * sign(*value);
+                }
+            }
+            if objective.drops(index, network) {
+                let (factors, before) = &self.dropped[index];
+                self.gradient.iter_mut().zip(factors).for_each(|(gradient, factor)| *gradient *= factor);
+                layer.activation.backward(before, &mut self.gradient);
+            } else {
+                layer.activation.backward(output, &mut self.gradient);
+            }
+            let gradient = Matrix::new(&self.gradient, n, layer.outputs);
+            if objective.trained.contains(&index) {
+                let start = network.range(index..index + 1).start - trained.start;
+                let (weight, rest) = self.gradients[start..].split_at_mut(layer.inputs * layer.outputs);
+                let input = Matrix::new(&self.activations[index], n, layer.inputs);
+                multiply(input.transposed(), gradient, weight, Into::Replace);
+                sum_columns(&self.gradient, &mut rest[..layer.outputs]);
+            }
+            if index > objective.trained.start {
+                self.spare.resize(n * layer.inputs, 0.0);
+                let weight = Matrix::new(network.weight(index), layer.inputs, layer.outputs);
+                multiply(gradient, weight.transposed(), &mut self.spare, Into::Replace);
+                std::mem::swap(&mut self.gradient, &mut self.spare);
+            }
+        }
+    }
+}
+
+impl Loss {
+    fn is_of(self, layer: usize) -> bool {
+        matches!(self, Self::Reconstruction { of, .. } if of == layer)
+    }
+}
+
+impl Objective {
+    fn drops(&self, layer: usize, network: &Network) -> bool {
+        self.dropout > 0.0
+            && self.trained.contains(&layer)
+            && layer + 1 < network.layers().len()
+            && self.code != Some(layer)
+    }
+}
+
+/// Puts in place of missing values what the network is to read.
+pub(super) fn fill_missing(values: &mut [f32], fill: &[f32]) {
+    for row in values.chunks_exact_mut(fill.len().max(1)) {
+        for (value, fill) in row.iter_mut().zip(fill) {
+            *value = if value.is_nan() { *fill } else { *value };
+        }
+    }
+}
+
+/// Leaves units out at random, and makes the others larger, so that the expected sum stays.
+fn drop_units(values: &mut [f32], factors: &mut Vec<f32>, share: f32, rng: &mut Pcg64Mcg) {
+    let kept = 1.0 / (1.0 - share);
+    factors.clear();
+    factors.extend(values.iter().map(|_| if rng.random::<f32>() < share { 0.0 } else { kept }));
+    values.iter_mut().zip(factors.iter()).for_each(|(value, factor)| *value *= factor);
+}
+
+fn sum_columns(rows: &[f32], sums: &mut [f32]) {
+    sums.fill(0.0);
+    for row in rows.chunks_exact(sums.len()) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+}

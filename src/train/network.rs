@@ -1,0 +1,147 @@
+//! Dense networks: layers one after the other, all parameters in one vector.
+
+use std::ops::Range;
+
+use rand::RngExt;
+use rand_pcg::Pcg64Mcg;
+
+use super::activation::Activation;
+use super::product::{Into, Matrix, multiply};
+use crate::narrow::to_f32;
+
+/// Rows that pass through a network together when nothing is learnt.
+pub(super) const BLOCK_ROWS: usize = 512;
+
+/// A dense layer: `activation(x · weight + bias)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layer {
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) activation: Activation,
+}
+
+impl Layer {
+    fn weights(&self) -> usize {
+        self.inputs * self.outputs
+    }
+
+    fn parameters(&self) -> usize {
+        self.weights() + self.outputs
+    }
+}
+
+/// Layers, each with as many inputs as the one before has outputs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Network {
+    layers: Vec<Layer>,
+    /// For each layer its weight `[inputs, outputs]`, row-major, then its bias `[outputs]`.
+    pub(super) parameters: Vec<f32>,
+}
+
+impl Network {
+    /// Random first weights, zero biases: uniform with the variance that keeps activations at one scale.
+    ///
+    /// # Source
+    /// He et al. (2015) after rectifiers, LeCun et al. (1998) for SELU, Glorot and Bengio (2010) else.
+    pub(super) fn random(layers: Vec<Layer>, rng: &mut Pcg64Mcg) -> Self {
+        let mut parameters = Vec::with_capacity(layers.iter().map(Layer::parameters).sum());
+        for layer in &layers {
+            let (inputs, outputs) = (layer.inputs as f64, layer.outputs as f64);
+            let variance = match layer.activation {
+                activation if activation.is_rectifier() => 2.0 / inputs,
+                Activation::Selu => 1.0 / inputs,
+                _ => 2.0 / (inputs + outputs),
+            };
+            let limit = to_f32((3.0 * variance).sqrt());
+            parameters.extend((0..layer.weights()).map(|_| rng.random_range(-limit..=limit)));
+            parameters.resize(parameters.len() + layer.outputs, 0.0);
+        }
+        Self { layers, parameters }
+    }
+
+    /// A network of known parameters; none if they are not as many as the layers need.
+    pub(super) fn of(layers: Vec<Layer>, parameters: Vec<f32>) -> Option<Self> {
+        let fits = layers.windows(2).all(|pair| pair[0].outputs == pair[1].inputs);
+        let wanted: usize = layers.iter().map(Layer::parameters).sum();
+        (fits && wanted == parameters.len()).then_some(Self { layers, parameters })
+    }
+
+    /// A network of as many parameters as the layers need.
+    pub(super) fn of_layers(layers: Vec<Layer>, parameters: Vec<f32>) -> Self {
+        debug_assert_eq!(layers.iter().map(Layer::parameters).sum::<usize>(), parameters.len());
+        Self { layers, parameters }
+    }
+
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(super) fn inputs(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.inputs)
+    }
+
+    pub(super) fn outputs(&self) -> usize {
+        self.layers.last().map_or(0, |layer| layer.outputs)
+    }
+
+    /// Where the parameters of some layers stand.
+    pub(super) fn range(&self, layers: Range<usize>) -> Range<usize> {
+        let count = |layers: &[Layer]| layers.iter().map(Layer::parameters).sum::<usize>();
+        let start = count(&self.layers[..layers.start]);
+        start..start + count(&self.layers[layers])
+    }
+
+    /// Where the weight of a layer stands; its bias follows.
+    pub(super) fn weight_range(&self, layer: usize) -> Range<usize> {
+        let start = self.range(layer..layer + 1).start;
+        start..start + self.layers[layer].weights()
+    }
+
+    /// `[inputs, outputs]`, row-major.
+    pub(super) fn weight(&self, layer: usize) -> &[f32] {
+        &self.parameters[self.weight_range(layer)]
+    }
+
+    /// `[outputs]`
+    pub(super) fn bias(&self, layer: usize) -> &[f32] {
+        let start = self.weight_range(layer).end;
+        &self.parameters[start..start + self.layers[layer].outputs]
+    }
+
+    /// This network, and behind it another.
+    pub(super) fn then(&self, next: &Self) -> Self {
+        let layers = [self.layers(), next.layers()].concat();
+        Self { layers, parameters: [self.parameters.as_slice(), &next.parameters].concat() }
+    }
+
+    /// The first layers, and the others.
+    pub(super) fn split(&self, at: usize) -> (Self, Self) {
+        let middle = self.range(0..at).end;
+        let part =
+            |layers: &[Layer], parameters: &[f32]| Self { layers: layers.to_vec(), parameters: parameters.to_vec() };
+        (part(&self.layers[..at], &self.parameters[..middle]), part(&self.layers[at..], &self.parameters[middle..]))
+    }
+
+    /// One layer over `rows` rows.
+    pub(super) fn run_layer(&self, layer: usize, rows: usize, input: &[f32], output: &mut [f32]) {
+        let Layer { inputs, outputs, activation } = self.layers[layer];
+        let output = &mut output[..rows * outputs];
+        for row in output.chunks_exact_mut(outputs) {
+            row.copy_from_slice(self.bias(layer));
+        }
+        let weight = Matrix::new(self.weight(layer), inputs, outputs);
+        multiply(Matrix::new(input, rows, inputs), weight, output, Into::Add);
+        activation.apply(output);
+    }
+
+    /// What the network makes of rows: `[rows, inputs]` to `[rows, outputs]`.
+    pub(super) fn run(&self, rows: usize, input: &[f32]) -> Vec<f32> {
+        let mut values = input[..rows * self.inputs()].to_vec();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut next = vec![0.0; rows * layer.outputs];
+            self.run_layer(index, rows, &values, &mut next);
+            values = next;
+        }
+        values
+    }
+}

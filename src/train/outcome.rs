@@ -1,0 +1,222 @@
+//! What becomes of a training: the file, checked against the network, calibrated, and what a person is told.
+
+use aefusion_udfs::model::calibration::Calibration;
+use aefusion_udfs::model::metadata::{Classes, ErrorMetric, Metadata, NullPolicy, Role, Statistics, Training};
+use aefusion_udfs::model::store::ModelName;
+use aefusion_udfs::model::{Limits, Trial};
+use bytes::Bytes;
+use datafusion::arrow::array::RecordBatch;
+use datafusion::common::internal_err;
+use datafusion::error::{DataFusionError, Result};
+use prost::Message;
+use serde_json::{Value, json};
+
+use super::design::Design;
+use super::export::{Networks, export};
+use super::fit::evaluate;
+use super::gradient::{Loss, Objective, fill_missing};
+use super::pca::Axes;
+use super::recipe::{Recipe, Trained};
+use super::rows::Parts;
+use super::start::Stored;
+use super::table::{Known, Table};
+
+/// How far the file may be from the network, relative to numbers above 1.
+const PARITY: f32 = 1e-5;
+
+/// Beyond this many columns, principal axes take longer than the training.
+const MOST_PCA_COLUMNS: usize = 512;
+
+/// Rows from which the principal axes are taken.
+const PCA_ROWS: usize = 100_000;
+
+/// What columns were like.
+pub(super) fn statistics(table: &Table, columns: &[usize]) -> Vec<Statistics> {
+    let one = |column: &usize| match &table.columns[*column].known {
+        Known::Numbers(numbers) => Statistics {
+            count: numbers.given as u64,
+            nulls: numbers.nulls as u64,
+            mean: Some(numbers.mean),
+            deviation: Some(numbers.deviation()),
+            min: Some(numbers.min),
+            max: Some(numbers.max),
+            ..Statistics::default()
+        },
+        Known::Texts(texts) => Statistics {
+            count: (table.rows - texts.nulls) as u64,
+            nulls: texts.nulls as u64,
+            levels: Some(texts.names.len() as u64),
+            mode: texts.by_frequency().first().map(|number| texts.names[*number as usize].to_string()),
+            ..Statistics::default()
+        },
+    };
+    columns.iter().map(one).collect()
+}
+
+/// A training that has ended.
+#[derive(Debug)]
+pub(super) struct Finished<'a> {
+    pub(super) recipe: Recipe<'a>,
+    pub(super) design: &'a Design,
+    /// The features' columns in the batches of the parts.
+    pub(super) columns: &'a [usize],
+    pub(super) parts: &'a Parts,
+    pub(super) trained: Trained,
+    pub(super) statistics: Vec<Statistics>,
+    pub(super) classes: Option<Classes>,
+}
+
+impl Finished<'_> {
+    /// The file that is published.
+    ///
+    /// # Errors
+    /// An internal error if ONNX Runtime does not compute what was trained; an execution error if rows cannot be measured.
+    pub(super) fn file(self, name: &ModelName, limits: &Limits) -> Result<Bytes> {
+        let networks = &self.trained.networks;
+        let config = self.recipe.config;
+        let mut told = config.told.clone();
+        told.insert("hidden_units".to_owned(), json!(self.recipe.hidden_units));
+        let mut metadata = Metadata {
+            error_metric: Some(config.error_metric),
+            null_policy: Some(NullPolicy::Impute),
+            contamination: Some(config.contamination),
+            statistics: Some(self.statistics.clone()),
+            classes: self.classes.clone(),
+            training: Some(Training {
+                options: told,
+                history: self.trained.history.clone(),
+                network: serde_json::to_value(Stored::of(self.design, networks)).map_err(external)?,
+                ..Training::default()
+            }),
+            ..Metadata::default()
+        };
+        let mut model = export(name.as_str(), self.design, networks, metadata.clone())?;
+        let trial = Trial::load(name, model.encode_to_vec().into(), limits)?;
+        self.compare(&trial)?;
+        metadata.calibration = self.calibrate(&trial)?;
+        let summary = self.summary(metadata.calibration.as_ref())?;
+        if let Some(training) = &mut metadata.training {
+            training.summary = summary.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        }
+        let mut all = trial.model().metadata().clone();
+        all.calibration = metadata.calibration;
+        all.training = metadata.training;
+        all.write(&mut model)?;
+        self.recipe.rounds.watch.finished(&summary);
+        Ok(model.encode_to_vec().into())
+    }
+
+    /// That ONNX Runtime computes what was trained.
+    fn compare(&self, trial: &Trial) -> Result<()> {
+        let batches = self.parts.some.iter().chain(self.parts.calibration.first());
+        for batch in batches {
+            self.compare_batch(trial, batch)?;
+        }
+        Ok(())
+    }
+
+    fn compare_batch(&self, trial: &Trial, batch: &RecordBatch) -> Result<()> {
+        let Networks { encoder, decoder, head } = &self.trained.networks;
+        let inputs = self.parts.inputs(batch, self.columns);
+        let mut scaled = Vec::new();
+        self.design.encode(batch, self.columns, &mut scaled);
+        fill_missing(&mut scaled, &self.design.fill());
+        let rows = batch.num_rows();
+        let code = encoder.run(rows, &scaled);
+        let mut expected = vec![(Role::ScaledReconstruction, decoder.run(rows, &code))];
+        expected.extend(head.iter().map(|head| (Role::Logits, head.run(rows, &code))));
+        expected.push((Role::Code, code));
+        for (role, expected) in expected {
+            let found = trial.run(role, &inputs)?;
+            let far = |(a, b): &(&f32, &f32)| (**a - **b).abs() > PARITY * b.abs().max(1.0) || a.is_nan();
+            if found.len() != expected.len() {
+                return internal_err!("the file gives {} numbers as the {role}, not {}", found.len(), expected.len());
+            }
+            if let Some((found, expected)) = found.iter().zip(&expected).find(far) {
+                return internal_err!(
+                    "the file gives the {role} {found} where the trained network gives {expected}; it is not published"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn calibrate(&self, trial: &Trial) -> Result<Option<Calibration>> {
+        let mut errors: Vec<f64> = Vec::new();
+        for batch in &self.parts.calibration {
+            errors.extend(trial.errors(&self.parts.inputs(batch, self.columns))?.iter().flatten());
+        }
+        if errors.is_empty() { Ok(None) } else { Calibration::of(errors).map(Some) }
+    }
+
+    /// What came out, by name, in the order in which it is told.
+    fn summary(&self, calibration: Option<&Calibration>) -> Result<Vec<(&'static str, Value)>> {
+        let Networks { encoder, decoder, head } = &self.trained.networks;
+        let seed = self.recipe.config.fit.seed;
+        let held_out = match self.parts.held_out.len() {
+            0 => &self.parts.train,
+            _ => &self.parts.held_out,
+        };
+        let mut summary = vec![
+            ("shape", json!(shape(&self.trained.networks))),
+            ("rows", json!(self.parts.train.len())),
+            ("held_out_rows", json!(self.parts.held_out.len())),
+            ("calibration_rows", json!(calibration.map_or(0, |calibration| calibration.rows))),
+            ("epochs", json!(self.trained.history.len())),
+        ];
+        if let Some(best) = self.trained.history.iter().rfind(|epoch| epoch.is_best) {
+            summary.push(("loss", json!(best.loss)));
+        }
+        let network = encoder.then(decoder);
+        let plain = |network: &super::network::Network, loss| Objective {
+            loss,
+            trained: 0..network.layers().len(),
+            noise: None,
+            dropout: 0.0,
+            code: None,
+            l1_reg_activation: 0.0,
+        };
+        let squared = Loss::Reconstruction { of: 0, absolute: false };
+        if let Some(evaluation) = evaluate(&network, &plain(&network, squared), held_out, seed)? {
+            summary.push(("held_out_error", json!(evaluation.loss)));
+        }
+        if self.design.width <= MOST_PCA_COLUMNS {
+            let axes = Axes::of(&self.parts.train, encoder.outputs().min(self.design.width), PCA_ROWS)?;
+            let floors = axes.floors(held_out)?;
+            summary.push(("mean_only_error", json!(floors.mean_only)));
+            summary.push(("pca_error", json!(floors.pca)));
+        }
+        if let Some(head) = head {
+            let classifier = encoder.then(head);
+            let objective = plain(&classifier, Loss::CrossEntropy);
+            if let Some(evaluation) = evaluate(&classifier, &objective, held_out, seed)? {
+                summary.push(("held_out_accuracy", json!(evaluation.accuracy)));
+            }
+        }
+        if let Some(calibration) = calibration {
+            summary.push(("threshold", json!(calibration.threshold(self.recipe.config.contamination))));
+        }
+        if self.recipe.config.error_metric != ErrorMetric::Mse {
+            summary.push(("error_metric", json!(self.recipe.config.error_metric.to_string())));
+        }
+        Ok(summary)
+    }
+}
+
+/// `36-24-6-24-36`
+fn shape(networks: &Networks) -> String {
+    let widths = |network: &super::network::Network| -> Vec<String> {
+        network.layers().iter().map(|layer| layer.outputs.to_string()).collect()
+    };
+    let mut all = vec![networks.encoder.inputs().to_string()];
+    all.extend(widths(&networks.encoder));
+    all.extend(widths(&networks.decoder));
+    match &networks.head {
+        None => all.join("-"),
+        Some(head) => format!("{}, head {}", all.join("-"), widths(head).join("-")),
+    }
+}
+
+fn external(error: serde_json::Error) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}

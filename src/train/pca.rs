@@ -1,0 +1,112 @@
+//! Principal axes of rows.
+
+use datafusion::error::Result;
+use nalgebra::{DMatrix, SymmetricEigen};
+
+use super::gradient::fill_missing;
+use super::network::BLOCK_ROWS;
+use super::product::{Into, Matrix, multiply};
+use super::samples::Samples;
+
+/// The mean of rows and the orthonormal directions in which they vary most, the first most.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Axes {
+    pub(super) mean: Vec<f64>,
+    pub(super) axes: Vec<Vec<f64>>,
+}
+
+impl Axes {
+    /// The first `count` axes of rows, missing values filled; of the first `most` rows and a few more.
+    ///
+    /// # Errors
+    /// An execution error if the rows cannot be read back.
+    pub(super) fn of(samples: &Samples, count: usize, most: usize) -> Result<Self> {
+        let width = samples.width();
+        let mut sums = vec![0.0_f64; width];
+        let mut n = 0.0_f64;
+        for_blocks(samples, most, |rows| {
+            for row in rows.chunks_exact(width) {
+                n += 1.0;
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+            }
+        })?;
+        let mean: Vec<f64> = sums.iter().map(|sum| sum / n.max(1.0)).collect();
+        let mut products = vec![0.0_f64; width * width];
+        let (mut centered, mut product) = (Vec::new(), vec![0.0; width * width]);
+        for_blocks(samples, most, |rows| {
+            centered.clear();
+            for row in rows.chunks_exact(width) {
+                centered
+                    .extend(row.iter().zip(&mean).map(|(value, mean)| crate::narrow::to_f32(f64::from(*value) - mean)));
+            }
+            let block = Matrix::new(&centered, rows.len() / width, width);
+            multiply(block.transposed(), block, &mut product, Into::Replace);
+            products.iter_mut().zip(&product).for_each(|(sum, value)| *sum += f64::from(*value));
+        })?;
+        let eigen = SymmetricEigen::new(DMatrix::from_vec(width, width, products));
+        let mut order: Vec<usize> = (0..width).collect();
+        order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+        let axis = |place: &usize| eigen.eigenvectors.column(*place).iter().copied().collect();
+        Ok(Self { mean, axes: order.iter().take(count).map(axis).collect() })
+    }
+}
+
+/// What rows lose on the way to their mean, and to their coordinates along the axes, and back.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Floors {
+    /// Mean squared difference to the mean, over the values that are given.
+    pub(super) mean_only: f64,
+    /// Mean squared difference to the projection onto the axes.
+    pub(super) pca: f64,
+}
+
+impl Axes {
+    /// Errors of rows, each row the mean over its values that are given.
+    ///
+    /// # Errors
+    /// An execution error if the rows cannot be read back.
+    pub(super) fn floors(&self, samples: &Samples) -> Result<Floors> {
+        let width = samples.width();
+        let mut sums = Floors::default();
+        samples.visit(None, |rows, _| {
+            for row in rows.values.chunks_exact(width) {
+                let filled = row.iter().zip(rows.fill).map(|(value, fill)| if value.is_nan() { fill } else { value });
+                let mut rest: Vec<f64> = filled.zip(&self.mean).map(|(value, mean)| f64::from(*value) - mean).collect();
+                sums.mean_only += mean_square(row, &rest);
+                for axis in &self.axes {
+                    let coordinate: f64 = axis.iter().zip(&rest).map(|(a, r)| a * r).sum();
+                    rest.iter_mut().zip(axis).for_each(|(r, a)| *r -= coordinate * a);
+                }
+                sums.pca += mean_square(row, &rest);
+            }
+            Ok(true)
+        })?;
+        let n = samples.len().max(1) as f64;
+        Ok(Floors { mean_only: sums.mean_only / n, pca: sums.pca / n })
+    }
+}
+
+fn mean_square(row: &[f32], rest: &[f64]) -> f64 {
+    let given = row.iter().zip(rest).filter(|(value, _)| !value.is_nan());
+    let (sum, n) = given.fold((0.0, 0.0_f64), |(sum, n), (_, rest)| (sum + rest * rest, n + 1.0));
+    sum / n.max(1.0)
+}
+
+/// Gives the rows block by block, missing values filled.
+fn for_blocks(samples: &Samples, most: usize, mut visit: impl FnMut(&[f32])) -> Result<()> {
+    let mut block = Vec::new();
+    let mut seen = 0;
+    samples.visit(None, |rows, _| {
+        for values in rows.values.chunks(BLOCK_ROWS * rows.width) {
+            block.clear();
+            block.extend_from_slice(values);
+            fill_missing(&mut block, rows.fill);
+            visit(&block);
+            seen += BLOCK_ROWS;
+            if seen >= most {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}

@@ -1,0 +1,106 @@
+//! The kinds of training, each a recipe of its own, and what they share.
+
+pub(super) mod classifier;
+pub(super) mod layerwise;
+pub(super) mod linear;
+pub(super) mod together;
+
+use aefusion_udfs::model::metadata::{Epoch, ErrorMetric};
+use datafusion::error::Result;
+
+use super::activation::Activation;
+use super::config::{Config, Order};
+use super::export::Networks;
+use super::fit::{Rounds, generator};
+use super::gradient::{Loss, Objective};
+use super::network::{Layer, Network};
+
+/// What a recipe is carried out on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Recipe<'a> {
+    pub(super) config: &'a Config,
+    /// Odd in number, the code in the middle.
+    pub(super) hidden_units: &'a [usize],
+    pub(super) rounds: Rounds<'a>,
+}
+
+/// What it gives.
+#[derive(Debug)]
+pub(super) struct Trained {
+    pub(super) networks: Networks,
+    pub(super) history: Vec<Epoch>,
+}
+
+impl Recipe<'_> {
+    /// An autoencoder, from nothing.
+    ///
+    /// # Errors
+    /// An execution error if a training diverges or is given up.
+    pub(super) fn autoencoder(&self) -> Result<Trained> {
+        match self.config.order {
+            _ if linear::fits(self.config) => linear::train(self),
+            Order::Together => together::train(self, self.first_networks()),
+            Order::Layerwise => layerwise::train(self),
+            Order::LayerwiseFinetune => layerwise::train(self)?.followed_by(|networks| together::train(self, networks)),
+        }
+    }
+
+    fn code_activation(&self) -> Activation {
+        self.config.code_activation.unwrap_or(self.config.activation)
+    }
+
+    /// Layers from the scaled space to the code.
+    fn encoder_layers(&self) -> Vec<Layer> {
+        let middle = self.hidden_units.len() / 2;
+        let mut inputs = self.rounds.samples.width();
+        let layer = |(i, outputs): (usize, &usize)| {
+            let activation = if i == middle { self.code_activation() } else { self.config.activation };
+            Layer { inputs: std::mem::replace(&mut inputs, *outputs), outputs: *outputs, activation }
+        };
+        self.hidden_units[..=middle].iter().enumerate().map(layer).collect()
+    }
+
+    /// Layers from the code back to the scaled space.
+    fn decoder_layers(&self) -> Vec<Layer> {
+        let width = self.rounds.samples.width();
+        let rest = &self.hidden_units[self.hidden_units.len() / 2..];
+        let outputs = rest[1..].iter().copied().chain([width]);
+        let last = rest.len() - 1;
+        let layer = |(i, (inputs, outputs)): (usize, (&usize, usize))| {
+            let activation = if i == last { Activation::Linear } else { self.config.activation };
+            Layer { inputs: *inputs, outputs, activation }
+        };
+        rest.iter().zip(outputs).enumerate().map(layer).collect()
+    }
+
+    /// Encoder and decoder with random weights.
+    fn first_networks(&self) -> Networks {
+        let mut rng = generator(self.config.fit.seed, &[4]);
+        Networks {
+            encoder: Network::random(self.encoder_layers(), &mut rng),
+            decoder: Network::random(self.decoder_layers(), &mut rng),
+            head: None,
+        }
+    }
+
+    /// To reconstruct what layer `of` is given, by the layers from there to the last of `network`.
+    fn reconstruct(&self, network: &Network, of: usize, code: Option<usize>) -> Objective {
+        Objective {
+            loss: Loss::Reconstruction { of, absolute: self.config.error_metric == ErrorMetric::Mae },
+            trained: of..network.layers().len(),
+            noise: self.config.noise,
+            dropout: self.config.dropout,
+            code,
+            l1_reg_activation: self.config.l1_reg_activation,
+        }
+    }
+}
+
+impl Trained {
+    /// What another recipe makes of the networks, with the history of both.
+    pub(super) fn followed_by(self, next: impl FnOnce(Networks) -> Result<Self>) -> Result<Self> {
+        let mut trained = next(self.networks)?;
+        trained.history.splice(0..0, self.history);
+        Ok(trained)
+    }
+}

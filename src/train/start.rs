@@ -1,0 +1,190 @@
+//! A model that a training goes on from: what its file tells of its scales, layers and weights.
+
+use std::sync::Arc;
+
+use aefusion_udfs::config::AeOptions;
+use aefusion_udfs::model::Model;
+use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::model::metadata::Feature as FileFeature;
+use aefusion_udfs::model::store::{ModelName, ModelRef};
+use aefusion_udfs::near;
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+use serde::{Deserialize, Serialize};
+
+use super::activation::Activation;
+use super::config::Config;
+use super::design::{Design, Encoding, Feature};
+use super::export::{Networks, parameters};
+use super::names::Named;
+use super::network::{Layer, Network};
+use super::table::{Known, Table};
+
+/// What a file tells of its network, beside the weights.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Stored {
+    /// One entry a feature; none for one of text.
+    scales: Vec<Option<StoredScale>>,
+    encoder: Vec<StoredLayer>,
+    decoder: Vec<StoredLayer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    head: Option<Vec<StoredLayer>>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct StoredScale {
+    mean: f64,
+    deviation: f64,
+    is_double: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredLayer {
+    inputs: usize,
+    outputs: usize,
+    activation: String,
+}
+
+impl Stored {
+    pub(super) fn of(design: &Design, networks: &Networks) -> Self {
+        let scale = |feature: &Feature| match feature.encoding {
+            Encoding::Number { mean, deviation, is_double } => Some(StoredScale { mean, deviation, is_double }),
+            Encoding::Category { .. } => None,
+        };
+        let layer = |layer: &Layer| StoredLayer {
+            inputs: layer.inputs,
+            outputs: layer.outputs,
+            activation: layer.activation.to_string(),
+        };
+        let layers = |network: &Network| network.layers().iter().map(layer).collect();
+        Self {
+            scales: design.features.iter().map(scale).collect(),
+            encoder: layers(&networks.encoder),
+            decoder: layers(&networks.decoder),
+            head: networks.head.as_ref().map(layers),
+        }
+    }
+}
+
+/// A model to go on from.
+#[derive(Debug)]
+pub(super) struct Base {
+    model: Arc<Model>,
+    features: Vec<FileFeature>,
+    scales: Vec<Option<StoredScale>>,
+    pub(super) networks: Networks,
+}
+
+impl Base {
+    /// The model that the options name: `base_model`, or with `warm_start` the one that is to be replaced.
+    ///
+    /// # Errors
+    /// A planning error if there is none, or if it was not trained here.
+    pub(super) async fn find(
+        models: &Models,
+        name: &ModelName,
+        config: &Config,
+        settings: &AeOptions,
+    ) -> Result<Option<Self>> {
+        let named = config.classifier.as_ref().and_then(|classifier| classifier.base_model.as_deref());
+        let (option, reference) = match (named, config.warm_start) {
+            (Some(_), true) => {
+                return plan_err!("give one of base_model and warm_start: each says where to start from");
+            }
+            (Some(base), false) => ("option base_model", ModelRef::parse(base)?),
+            (None, true) => ("option warm_start", ModelRef { name: name.clone(), version: None }),
+            (None, false) => return Ok(None),
+        };
+        let model = models.find(&reference, &settings.limits()).await.map_err(|e| e.context(option))?;
+        Self::read(&model).map_err(|e| e.context(option)).map(Some)
+    }
+
+    fn read(model: &Arc<Model>) -> Result<Self> {
+        let stored = model.metadata().training.as_ref().map(|training| training.network.clone());
+        let Some(Ok(stored)) = stored.map(serde_json::from_value::<Stored>) else {
+            return plan_err!(
+                "model {model} was not trained by CREATE MODEL … AS SELECT, so that its layers are not known; train one"
+            );
+        };
+        let network = |name: &str, layers: &[StoredLayer]| -> Result<Network> {
+            let layer = |stored: &StoredLayer| {
+                let activation = Activation::named("activation", &stored.activation)?;
+                Ok(Layer { inputs: stored.inputs, outputs: stored.outputs, activation })
+            };
+            let layers = layers.iter().map(layer).collect::<Result<Vec<_>>>()?;
+            let parameters = parameters(model.bytes(), name, &layers)?;
+            match Network::of(layers, parameters) {
+                Some(network) => Ok(network),
+                None => plan_err!("model {model}: the layers of its {name} do not fit together"),
+            }
+        };
+        let networks = Networks {
+            encoder: network("encoder", &stored.encoder)?,
+            decoder: network("decoder", &stored.decoder)?,
+            head: stored.head.as_deref().map(|head| network("head", head)).transpose()?,
+        };
+        let features = model.contract().features.clone();
+        if features.len() != stored.scales.len() {
+            return plan_err!("model {model} tells {} scales for {} features", stored.scales.len(), features.len());
+        }
+        Ok(Self { model: Arc::clone(model), features, scales: stored.scales, networks })
+    }
+
+    /// Widths of the layers but the first and the last.
+    pub(super) fn hidden_units(&self) -> Vec<usize> {
+        let layers = self.networks.encoder.layers().iter().chain(self.networks.decoder.layers());
+        let mut widths: Vec<usize> = layers.map(|layer| layer.outputs).collect();
+        widths.pop();
+        widths
+    }
+
+    /// Its scaled space for some columns of a table, and those columns in its order.
+    ///
+    /// # Errors
+    /// A planning error if they are not its features.
+    pub(super) fn design(&self, table: &Table, columns: &[usize]) -> Result<(Design, Vec<usize>)> {
+        let model = &self.model;
+        let given: Vec<&str> = columns.iter().map(|column| table.columns[*column].name.as_str()).collect();
+        let known: Vec<&str> = self.features.iter().map(|feature| feature.name.as_str()).collect();
+        if let Some(unknown) = given.iter().find(|name| !known.contains(name)) {
+            return plan_err!(
+                "model {model} was trained on other columns: the query gives \"{unknown}\", which is not among its {} \
+                 features{}",
+                known.len(),
+                near::hint(unknown, known.iter().copied())
+            );
+        }
+        let (mut first, mut features, mut order) = (0, Vec::new(), Vec::new());
+        for (feature, scale) in self.features.iter().zip(&self.scales) {
+            let Some(column) = columns.iter().copied().find(|column| table.columns[*column].name == feature.name)
+            else {
+                return plan_err!(
+                    "model {model} was trained on {} columns, and the query does not give \"{}\"",
+                    known.len(),
+                    feature.name
+                );
+            };
+            let found = &table.columns[column];
+            let encoding = match (&found.known, scale) {
+                (Known::Numbers(_), Some(StoredScale { mean, deviation, is_double })) => {
+                    Encoding::Number { mean: *mean, deviation: *deviation, is_double: *is_double }
+                }
+                (Known::Texts(texts), None) => Encoding::category(texts, feature.levels.clone()),
+                (_, scale) => {
+                    return plan_err!(
+                        "column \"{}\" is {}, and model {model} was trained on {}",
+                        feature.name,
+                        found.data_type,
+                        if scale.is_some() { "numbers" } else { "text" }
+                    );
+                }
+            };
+            let place = first;
+            first += encoding.width();
+            let data_type = feature.data_type().unwrap_or_else(|| found.data_type.clone());
+            features.push(Feature { name: feature.name.clone(), data_type, encoding, first: place });
+            order.push(column);
+        }
+        Ok((Design { features, width: first }, order))
+    }
+}
