@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{cargo, root, run as run_command, setup};
+use crate::{cargo, quality, root, run as run_command, setup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
@@ -19,6 +19,15 @@ pub(crate) enum Bench {
     Peers(Rows),
     /// How near a query comes to ONNX Runtime alone
     Limit(Rows),
+    /// What trained models come to on real data, beside what others come to
+    Quality {
+        /// Only the part whose name holds this: anomaly, digits, denoising, sparse, linear
+        filter: Option<String>,
+
+        /// The program, where it is not to be built for release
+        #[arg(long)]
+        program: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +49,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
         Bench::Peers(rows) => beside_python("compare.py", rows),
         Bench::Limit(rows) => beside_python("limit.py", rows),
+        Bench::Quality { filter, program } => quality::run(program.clone(), filter.as_deref()),
     }
 }
 

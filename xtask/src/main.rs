@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod quality;
 mod setup;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,226 @@
+//! `cargo xtask bench quality`: what models trained by SQL come to on real data, beside what others come to.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cargo, root};
+
+/// A set, the AUROC of scikit-learn's perceptron as an autoencoder, and that of PyOD's autoencoder.
+const ANOMALY_SETS: [(&str, f64, f64); 8] = [
+    ("breastw", 0.991, 0.987),
+    ("cardio", 0.957, 0.911),
+    ("musk", 1.0, 1.0),
+    ("thyroid", 0.976, 0.976),
+    ("optdigits", 0.832, 0.859),
+    ("satimage-2", 0.999, 0.999),
+    ("satellite", 0.822, 0.793),
+    ("annthyroid", 0.862, 0.857),
+];
+
+const ANOMALY_SEEDS: usize = 3;
+const DIGIT_SEEDS: usize = 5;
+const PIXELS: &str = "* EXCEPT (id, label, fit_0, fit_1, fit_2, fit_3, fit_4, label100_0, label100_1, label100_2, label100_3, label100_4)";
+
+/// Runs all of it, or what `filter` names, and prints a table.
+pub(crate) fn run(program: Option<PathBuf>, filter: Option<&str>) -> Result<()> {
+    let program = match program {
+        Some(program) => program,
+        None => {
+            cargo(["build", "--release", "--bin", "aefusion"])?;
+            root().join("target").join("release").join("aefusion")
+        }
+    };
+    let bench = Bench { program, models: root().join("target").join("quality-models") };
+    let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    say("| what | aefusion | at least | others |")?;
+    say("| --- | --- | --- | --- |")?;
+    if wanted("anomaly") {
+        bench.anomalies()?;
+    }
+    if wanted("digits") {
+        bench.digits()?;
+    }
+    if wanted("denoising") {
+        bench.denoising()?;
+    }
+    if wanted("sparse") {
+        bench.sparse()?;
+    }
+    if wanted("linear") {
+        bench.linear()?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    program: PathBuf,
+    models: PathBuf,
+}
+
+impl Bench {
+    /// Runs statements on an empty model store; the rows of the last one.
+    fn sql(&self, sql: &str) -> Result<Vec<Vec<f64>>> {
+        if self.models.exists() {
+            std::fs::remove_dir_all(&self.models)?;
+        }
+        let output = Command::new(&self.program)
+            .args(["sql", "--quiet", "--format", "csv", "--models"])
+            .arg(&self.models)
+            .args(["--command", sql])
+            .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so"))
+            .current_dir(root())
+            .output()
+            .with_context(|| format!("could not start {}", self.program.display()))?;
+        if !output.status.success() {
+            bail!("{sql}\n{}", String::from_utf8_lossy(&output.stderr));
+        }
+        let printed = String::from_utf8(output.stdout)?;
+        let is_number = |line: &&str| line.split(',').all(|cell| cell.parse::<f64>().is_ok());
+        let row = |line: &str| line.split(',').map(|cell| Ok(cell.parse()?)).collect::<Result<Vec<f64>>>();
+        printed.lines().filter(is_number).map(row).collect()
+    }
+
+    fn number(&self, sql: &str) -> Result<f64> {
+        let rows = self.sql(sql)?;
+        rows.first().and_then(|row| row.first()).copied().context("the query gave no number")
+    }
+
+    fn anomalies(&self) -> Result<()> {
+        let mut sum = 0.0;
+        for (set, scikit_learn, pyod) in ANOMALY_SETS {
+            let file = data(&format!("{set}.parquet"));
+            let mut mean = 0.0;
+            for seed in 0..ANOMALY_SEEDS {
+                let auroc = self.number(&format!(
+                    "CREATE MODEL m OPTIONS (seed = {seed})
+                         AS SELECT * EXCEPT (id, label, fit_0, fit_1, fit_2) FROM '{file}' WHERE fit_{seed};
+                     WITH scored AS (SELECT label, ae_error('m') AS error FROM '{file}' WHERE NOT fit_{seed}),
+                     ranked AS (SELECT label, rank() OVER (ORDER BY error)
+                                              + (count(*) OVER (PARTITION BY error) - 1) / 2.0 AS rank FROM scored)
+                     SELECT (sum(rank) FILTER (WHERE label = 1) - sum(label) * (sum(label) + 1) / 2.0)
+                            / (sum(label) * (count(*) - sum(label))) FROM ranked"
+                ))?;
+                mean += auroc / ANOMALY_SEEDS as f64;
+            }
+            sum += mean;
+            let others = format!("scikit-learn {scikit_learn}, PyOD {pyod}");
+            line(&format!("AUROC {set}"), mean, scikit_learn.max(pyod) - 0.02, &others)?;
+        }
+        let others = "PyOD .923, scikit-learn .930, isolation forest .932";
+        line("AUROC, mean of 8 sets", sum / ANOMALY_SETS.len() as f64, 0.94, others)
+    }
+
+    /// Mean share of right labels over the seeds.
+    fn accuracy(&self, training: &str, labels: &str, fine_tune: &str) -> Result<f64> {
+        let file = data("digits.parquet");
+        let mut mean = 0.0;
+        for seed in 0..DIGIT_SEEDS {
+            let label = labels.replace("{seed}", &seed.to_string());
+            mean += self.number(&format!(
+                "CREATE MODEL base OPTIONS (seed = {seed}, hidden_units = [32, 16, 32], training = '{training}', {DIGITS})
+                     AS SELECT {PIXELS} FROM '{file}' WHERE fit_{seed};
+                 CREATE MODEL digit OPTIONS (seed = {seed}, model_type = 'classifier', base_model = 'base',
+                                             fine_tune = '{fine_tune}', input_label_cols = ['label'], {HEAD})
+                     AS SELECT {PIXELS}, label FROM '{file}' WHERE {label};
+                 SELECT avg(CASE WHEN ae_predict('digit') = label THEN 1.0 ELSE 0.0 END)
+                     FROM '{file}' WHERE NOT fit_{seed}"
+            ))? / DIGIT_SEEDS as f64;
+        }
+        Ok(mean)
+    }
+
+    fn digits(&self) -> Result<()> {
+        let all = "fit_{seed}";
+        let few = "label100_{seed}";
+        let others = "PyTorch .967, logistic regression .968";
+        line("digits, all labels, fine-tuned", self.accuracy("together", all, "all")?, 0.97, others)?;
+        let others = "PyTorch .950, logistic regression on PCA .949";
+        line("digits, all labels, encoder frozen", self.accuracy("together", all, "head")?, 0.95, others)?;
+        let frozen = self.accuracy("layerwise", few, "head")?;
+        let tuned = self.accuracy("layerwise", few, "all")?;
+        let others = "PyTorch .896, logistic regression .892";
+        line("digits, 100 labels, layer by layer", frozen.max(tuned), 0.9, others)
+    }
+
+    fn denoising(&self) -> Result<()> {
+        let file = data("digits.parquet");
+        let pixels: Vec<String> = (0..64).map(|i| format!("p{i}")).collect();
+        let noisy: Vec<String> = pixels
+            .iter()
+            .map(|p| format!("{p} + 0.3 * sqrt(-2 * ln(1 - random())) * cos(2 * pi() * random()) AS {p}"))
+            .collect();
+        let squares: Vec<String> = pixels.iter().map(|p| format!("power(d['{p}'] - {p}_clean, 2)")).collect();
+        let clean: Vec<String> = pixels.iter().map(|p| format!("{p} AS {p}_clean")).collect();
+        let db = self.number(&format!(
+            "CREATE MODEL m OPTIONS (noise = 'gaussian', {DENOISING}) AS SELECT {PIXELS} FROM '{file}' WHERE fit_0;
+             WITH noisy AS (SELECT {}, {} FROM '{file}' WHERE NOT fit_0),
+             denoised AS (SELECT *, ae_denoise('m') AS d FROM noisy)
+             SELECT 10 * log10(1 / avg(({}) / 64)) FROM denoised",
+            clean.join(", "),
+            noisy.join(", "),
+            squares.join(" + "),
+        ))?;
+        line("denoising digits, dB", db, 17.8, "Wiener 16.4, PyTorch 17.84, noisy 10.5")
+    }
+
+    fn sparse(&self) -> Result<()> {
+        let file = data("digits.parquet");
+        let measure = |options: &str| -> Result<(f64, f64)> {
+            let rows = self.sql(&format!(
+                "CREATE MODEL m OPTIONS (hidden_units = [128], activation_fn = 'sigmoid'{options}, {SPARSE})
+                     AS SELECT {PIXELS} FROM '{file}' WHERE fit_0;
+                 WITH coded AS (SELECT ae_error('m') AS error, unnest(ae_encode('m')) AS unit FROM '{file}' WHERE NOT fit_0)
+                 SELECT avg(error), avg(CASE WHEN unit < 0.01 THEN 1.0 ELSE 0.0 END) FROM coded"
+            ))?;
+            let row = rows.first().context("no row")?;
+            Ok((row[0], row[1]))
+        };
+        let (dense_error, _) = measure("")?;
+        let (error, share) = measure(", l1_reg_activation = 0.3")?;
+        line("sparse, L1 .3: share of units under .01", share, 0.7, "PyTorch .735")?;
+        line("sparse: error over that of the dense one (at most)", error / dense_error, 1.05, "")
+    }
+
+    fn linear(&self) -> Result<()> {
+        let digits = data("digits.parquet");
+        let cardio = data("cardio.parquet");
+        let pixels: Vec<String> = (0..64).map(|i| format!("power(d['p{i}'] - p{i}, 2)")).collect();
+        for (code, floor) in [(8, 0.023_913), (16, 0.011_044)] {
+            let error = self.number(&format!(
+                "CREATE MODEL m OPTIONS (hidden_units = [{code}], activation_fn = 'linear', {ALL_ROWS})
+                     AS SELECT {PIXELS} FROM '{digits}' WHERE fit_0;
+                 WITH d AS (SELECT *, ae_reconstruct('m') AS d FROM '{digits}' WHERE fit_0)
+                 SELECT avg(({}) / 64) FROM d",
+                pixels.join(" + ")
+            ))?;
+            line(&format!("linear, digits, code {code}: over the PCA floor (at most)"), error / floor, 1.001, "1")?;
+        }
+        let error = self.number(&format!(
+            "CREATE MODEL m OPTIONS (hidden_units = [6], activation_fn = 'linear', {ALL_ROWS})
+                 AS SELECT * EXCEPT (id, label, fit_0, fit_1, fit_2) FROM '{cardio}' WHERE fit_0;
+             SELECT avg(ae_error('m')) FROM '{cardio}' WHERE fit_0"
+        ))?;
+        line("linear, cardio, code 6: over the PCA floor (at most)", error / 0.289_351, 1.001, "1")
+    }
+}
+
+const ALL_ROWS: &str = "data_split_eval_fraction = 0, calibration_fraction = 0, scaling = 'common'";
+const DIGITS: &str = "scaling = 'common'";
+const HEAD: &str = "learn_rate = 0.001";
+const DENOISING: &str = "scaling = 'common'";
+const SPARSE: &str = "scaling = 'common'";
+
+fn data(file: &str) -> String {
+    Path::new("benches").join("quality").join("data").join(file).display().to_string()
+}
+
+fn line(what: &str, found: f64, at_least: f64, others: &str) -> Result<()> {
+    say(&format!("| {what} | {found:.4} | {at_least:.3} | {others} |"))
+}
+
+fn say(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
