@@ -11,6 +11,7 @@ use datafusion::logical_expr::expr::{ScalarFunction, Sort};
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::AnalyzerRule;
+use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 
 use crate::functions::{ModelFunction, model_argument};
 use crate::model::Model;
@@ -29,7 +30,7 @@ use crate::near;
 pub struct BindModels;
 
 impl AnalyzerRule for BindModels {
-    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
+    fn analyze(&self, plan: LogicalPlan, config: &ConfigOptions) -> Result<LogicalPlan> {
         let mut has_calls = false;
         plan.apply_with_subqueries(|plan| {
             has_calls |=
@@ -42,8 +43,11 @@ impl AnalyzerRule for BindModels {
         // for columns joined by USING both sides are in scope, and are the same
         let using = plan.using_columns()?;
         // every node takes its schema anew, because types and names below may have changed
-        plan.transform_up_with_subqueries(|plan| bind_node(plan, &using)?.map_data(LogicalPlan::recompute_schema))
-            .map(|transformed| transformed.data)
+        let bound = plan
+            .transform_up_with_subqueries(|plan| bind_node(plan, &using)?.map_data(LogicalPlan::recompute_schema))?
+            .data;
+        // and so may what was computed from them: `ae_reconstruct('m')['a'] - b` had the type of the model's own column
+        TypeCoercion::new().analyze(bound, config)
     }
 
     fn name(&self) -> &str {
