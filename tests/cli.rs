@@ -325,3 +325,53 @@ fn an_interrupt_stops_the_query() {
     assert_eq!(output.status.code(), Some(130));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "interrupted\n");
 }
+
+/// What an interrupt makes of an endless training, and the models that there are afterwards.
+#[cfg(unix)]
+fn interrupted_training(option: &str) -> (Option<i32>, String) {
+    let models = tempfile::tempdir().unwrap();
+    let train = format!(
+        "CREATE MODEL m OPTIONS (max_iterations = 1000000, early_stop = FALSE{option})
+             AS SELECT sin(value) AS a, cos(value) AS b FROM generate_series(1, 5000)"
+    );
+    let child = aefusion()
+        .args(["sql", "--models"])
+        .arg(models.path())
+        .args(["-c", &train])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let code = child.wait_with_output().unwrap().status.code();
+    let listed = run(aefusion()
+        .args(["sql", "--quiet", "--format", "csv", "--models"])
+        .arg(models.path())
+        .args(["-c", "SELECT count(*) AS models FROM ae_models()"]));
+    (code, listed)
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_a_training_without_a_model_or_with_its_best() {
+    let (code, models) = interrupted_training("");
+    assert_eq!(code, Some(130));
+    assert_snapshot!(models, @r"
+    exit code 0
+    --- out
+    models
+    0
+    --- err
+    ");
+    let (code, models) = interrupted_training(", on_interrupt = 'keep'");
+    assert_eq!(code, Some(0));
+    assert_snapshot!(models, @r"
+    exit code 0
+    --- out
+    models
+    1
+    --- err
+    ");
+}

@@ -148,11 +148,10 @@ impl SamplesWriter {
         Self { width, n: 0, fill, has_labels, budget, disk, pending: Block::default(), file: None }
     }
 
-    /// Makes room for so many rows, if they are to stay in memory.
+    /// Makes room for so many rows, or for those that stay in memory: what grows by doubling would take twice as much.
     pub(super) fn reserve(&mut self, rows: usize) {
-        if rows * self.width * size_of::<f32>() <= self.budget {
-            self.pending.values.reserve_exact(rows * self.width);
-        }
+        let most = self.budget / size_of::<f32>() + self.width;
+        self.pending.values.reserve_exact(rows.saturating_mul(self.width).min(most));
     }
 
     /// Adds a row.

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::setup::environment;
 use crate::{cargo, quality, root, run as run_command, setup};
 
 #[derive(Debug, Subcommand)]
@@ -56,7 +57,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 /// Runs a script of `benches/peers/` with the program, on data that is made once.
 fn beside_python(script: &str, rows: &Rows) -> Result<()> {
     let scripts = root().join("benches").join("peers");
-    let python = environment(&scripts.join("requirements.txt"))?;
+    let python = environment("peers", &scripts.join("requirements.txt"))?;
     cargo(["build", "--release", "--bin", "aefusion"])?;
     let data = root().join("target").join("peers").join(rows.rows.to_string());
     run_command(Command::new(&python).arg(scripts.join("data.py")).arg(&data).arg(rows.rows.to_string()))?;
@@ -68,19 +69,4 @@ fn beside_python(script: &str, rows: &Rows) -> Result<()> {
             .args(["--rounds", &rows.rounds.to_string()])
             .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so")),
     )
-}
-
-/// A virtual environment with the packages of a file, and its Python.
-fn environment(requirements: &std::path::Path) -> Result<PathBuf> {
-    let folder = root().join("target").join("peers").join("venv");
-    let (python, stamp) = (folder.join("bin").join("python"), folder.join("requirements.txt"));
-    let wanted = std::fs::read_to_string(requirements)?;
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
-    }
-    run_command(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
-    run_command(Command::new(&python).args(pip).arg(requirements))?;
-    std::fs::write(&stamp, wanted)?;
-    Ok(python)
 }

@@ -24,11 +24,7 @@ pub(crate) fn show() -> Result<()> {
         writeln!(out, "\n{heading}\n\n{}\n", indented(sql.trim()))?;
         out.flush()?;
         drop(out);
-        run(cargo_command()
-            .args(["run", "--quiet", "--", "sql", "--quiet", "--models"])
-            .arg(&models)
-            .arg("--command")
-            .arg(sql))?;
+        run(cargo_command().args(["run", "--quiet", "--", "sql", "--models"]).arg(&models).arg("--command").arg(sql))?;
     }
     Ok(())
 }

@@ -48,7 +48,9 @@ fn main() -> Result<()> {
 
 fn test() -> Result<()> {
     setup::fetch()?;
-    cargo(["test", "--workspace", "--all-targets"])?;
+    // for the test that runs exported models in other programs
+    let python = setup::environment("exported", &root().join("tests").join("exported").join("requirements.txt"))?;
+    run(cargo_command().args(["test", "--workspace", "--all-targets"]).env("AEFUSION_PYTHON", python))?;
     cargo(["test", "--workspace", "--doc"])
 }
 

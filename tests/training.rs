@@ -1,0 +1,170 @@
+//! Trainings as a whole: p-values, memory, what is left behind, the file in other programs.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aefusion::session::{Session, SessionOptions};
+use aefusion_udfs::sql::SessionContextExt;
+use datafusion::arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::Float64Type;
+use rand::{RngExt, SeedableRng};
+use rand_distr::{Distribution, StandardNormal};
+use rand_pcg::Pcg64Mcg;
+
+fn session() -> Session {
+    Session::open(&SessionOptions { models: "memory:///".to_owned(), ..SessionOptions::default() }).unwrap()
+}
+
+/// Rows `id`, `x0` … of `width` numbers that depend on three.
+fn rows(n: i64, width: usize, seed: u64) -> RecordBatch {
+    let mut rng = Pcg64Mcg::seed_from_u64(seed);
+    let normal = |rng: &mut Pcg64Mcg| -> f64 { StandardNormal.sample(rng) };
+    let mut columns = vec![Vec::new(); width];
+    for _ in 0..n {
+        let hidden = [normal(&mut rng), normal(&mut rng), normal(&mut rng)];
+        for (i, column) in columns.iter_mut().enumerate() {
+            column.push(
+                hidden[i % 3] * f64::from(u8::try_from(i + 1).unwrap()) + hidden[(i + 1) % 3] + 0.3 * normal(&mut rng),
+            );
+        }
+    }
+    let id: ArrayRef = Arc::new(Int64Array::from_iter_values(0..n));
+    let columns = columns.into_iter().enumerate().map(|(i, column)| {
+        let column: ArrayRef = Arc::new(Float64Array::from(column));
+        (format!("x{i}"), column)
+    });
+    RecordBatch::try_from_iter(std::iter::once(("id".to_owned(), id)).chain(columns)).unwrap()
+}
+
+async fn run(session: &Session, sql: &str) {
+    session.context().ae_sql(sql).await.unwrap().collect().await.unwrap();
+}
+
+async fn numbers(session: &Session, sql: &str) -> Vec<f64> {
+    let batches = session.context().ae_sql(sql).await.unwrap().collect().await.unwrap();
+    batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Float64Type>().values().to_vec()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_values_of_fresh_rows_are_uniform() {
+    let session = session();
+    session.context().register_batch("t", rows(30_000, 8, 1)).unwrap();
+    run(
+        &session,
+        "CREATE MODEL m OPTIONS (calibration_fraction = 0.2, max_iterations = 10)
+             AS SELECT * EXCEPT (id) FROM t WHERE id < 20000",
+    )
+    .await;
+    let p = numbers(&session, "SELECT ae_pvalue('m') AS p FROM t WHERE id >= 20000 ORDER BY p").await;
+    assert_eq!(p.len(), 10_000);
+    // Kolmogorov and Smirnov: of samples of 4,000 and 10,000 rows, the distance is over this once in a thousand
+    let n = 10_000.0;
+    let distance = |(i, p): (usize, &f64)| (p - (f64::from(u32::try_from(i).unwrap()) + 0.5) / n).abs();
+    let largest = p.iter().enumerate().map(distance).fold(0.0, f64::max);
+    assert!(largest < 1.95 * ((4_000.0 + n) / (4_000.0 * n)).sqrt(), "distance {largest}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_beyond_the_memory_are_trained_on_from_files() {
+    let session = session();
+    session.context().register_batch("t", rows(300_000, 20, 2)).unwrap();
+    let train = "CREATE OR REPLACE MODEL m OPTIONS (hidden_units = [3], max_iterations = 2, learn_rate = 0.01)
+                     AS SELECT * EXCEPT (id) FROM t";
+    let error = "SELECT avg(ae_error('m')) FROM t WHERE id % 10 = 0";
+    run(&session, train).await;
+    let in_memory = numbers(&session, error).await[0];
+    // a quarter of what the rows take
+    run(&session, "SET ae.train_memory = 16777216").await;
+    run(&session, train).await;
+    let from_files = numbers(&session, error).await[0];
+    assert!(in_memory < 0.2, "{in_memory}");
+    assert!((from_files - in_memory).abs() < 0.1 * in_memory, "{from_files}, in memory {in_memory}");
+    // and again the same
+    run(&session, train).await;
+    assert!((numbers(&session, error).await[0] - from_files).abs() < 1e-12);
+    let shas = "SELECT count(DISTINCT sha256)::DOUBLE FROM ae_models() WHERE version > 1";
+    assert!((numbers(&session, shas).await[0] - 1.0).abs() < 1e-12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_training_that_is_dropped_leaves_nothing() {
+    let session = session();
+    session.context().register_batch("t", rows(50_000, 8, 3)).unwrap();
+    let endless =
+        "CREATE MODEL m OPTIONS (max_iterations = 1000000, early_stop = FALSE) AS SELECT * EXCEPT (id) FROM t";
+    let training = run(&session, endless);
+    assert!(tokio::time::timeout(Duration::from_secs(2), training).await.is_err());
+    let models = numbers(&session, "SELECT count(*)::DOUBLE FROM ae_models()").await;
+    assert!(models[0] < 1.0, "{models:?}");
+}
+
+/// The Python of an environment with `tests/exported/requirements.txt`, if there is one.
+fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("AEFUSION_PYTHON");
+    if python.is_none() {
+        eprintln!("skipped: AEFUSION_PYTHON names no Python with onnx and onnxruntime; cargo xtask test sets it");
+    }
+    python.map(PathBuf::from)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_programs_compute_the_same_from_the_exported_file() {
+    let Some(python) = python() else { return };
+    let session = session();
+    let mut rng = Pcg64Mcg::seed_from_u64(4);
+    let n = 1_000_i64;
+    let whole: ArrayRef = Arc::new((0..n).map(|i| (i % 9 != 0).then_some(i % 50)).collect::<Int64Array>());
+    let far: ArrayRef =
+        Arc::new(Float64Array::from_iter_values((0..n).map(|_| 1_700_000_000.0 + 1000.0 * rng.random::<f64>())));
+    let colours = ["red", "green", "", "blue"];
+    let colour = |i: i64| (i % 7 != 0).then(|| colours[usize::try_from(i % 4).unwrap()]);
+    let colour: ArrayRef = Arc::new((0..n).map(colour).collect::<StringArray>());
+    let near: ArrayRef = Arc::new(Float64Array::from_iter_values((0..n).map(|_| rng.random::<f64>())));
+    let label: ArrayRef = Arc::new(Int64Array::from_iter_values((0..n).map(|i| i % 3)));
+    let columns = [("whole", whole), ("far", far), ("colour", colour), ("near", near), ("label", label)];
+    session.context().register_batch("t", RecordBatch::try_from_iter(columns).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (activation, probabilities) in [
+        ("relu", false),
+        ("relu6", false),
+        ("elu", false),
+        ("selu", false),
+        ("sigmoid", false),
+        ("tanh", true),
+        ("linear", false),
+    ] {
+        let (kind, columns, more) = match probabilities {
+            true => (
+                ", model_type = 'classifier', input_label_cols = ['label']",
+                "*",
+                ", ae_predict_proba('m') AS probabilities",
+            ),
+            false => ("", "* EXCEPT (label)", ""),
+        };
+        let file = folder.path().join(format!("{activation}.onnx"));
+        let json = folder.path().join(format!("{activation}.json"));
+        let (file, json) = (file.display().to_string(), json.display().to_string());
+        run(
+            &session,
+            &format!(
+                "CREATE OR REPLACE MODEL m OPTIONS (activation_fn = '{activation}', max_iterations = 3{kind})
+                     AS SELECT {columns} FROM t"
+            ),
+        )
+        .await;
+        run(&session, &format!("EXPORT MODEL m TO '{file}'")).await;
+        run(
+            &session,
+            &format!("COPY (SELECT *, ae_encode('m') AS code, ae_error('m') AS error{more} FROM t) TO '{json}'"),
+        )
+        .await;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exported/check.py");
+        let output = Command::new(&python).arg(script).args([file, json]).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(printed, "1000 rows agree\n", "{activation}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
