@@ -4,6 +4,7 @@ mod doctor;
 mod output;
 mod progress;
 mod repl;
+mod report;
 mod sql;
 mod training;
 
@@ -35,6 +36,8 @@ pub struct Cli {
 enum Command {
     /// Run SQL: a shell, or the statements that are given
     Sql(sql::SqlArgs),
+    /// Write a page about a model: how it learnt, and what it makes of some rows
+    Report(report::ReportArgs),
     /// Tell which ONNX Runtime, devices, model store and settings are in use
     Doctor(doctor::DoctorArgs),
 }
@@ -81,6 +84,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let outcome = match self.command {
             Command::Sql(args) => args.run(),
+            Command::Report(args) => args.run(),
             Command::Doctor(args) => args.run(),
         };
         match outcome {

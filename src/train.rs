@@ -49,6 +49,7 @@ use config::{Config, OnInterrupt};
 use design::Design;
 use fit::Rounds;
 pub use fit::{Unwatched, Watch, Wish};
+pub(crate) use pca::two_axes;
 use recipe::{Recipe, Trained, classifier};
 use rows::{Labels, Split};
 use start::Base;

@@ -375,3 +375,40 @@ fn an_interrupt_ends_a_training_without_a_model_or_with_its_best() {
     --- err
     ");
 }
+
+#[test]
+fn a_report_is_one_page_that_needs_no_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let (models, page) = (folder.path().join("models"), folder.path().join("report.html"));
+    let train = "CREATE MODEL m OPTIONS (max_iterations = 3) AS
+                 SELECT sin(value) AS a, cos(value) AS b, CASE WHEN value % 2 = 0 THEN 'even' ELSE 'odd' END AS c
+                 FROM generate_series(1, 500)";
+    let trained = run(aefusion().args(["sql", "--models"]).arg(&models).args(["-c", train]));
+    assert!(trained.starts_with("exit code 0"), "{trained}");
+    let data = "SELECT sin(value) AS a, 3 * cos(value) AS b, 'odd <b>' AS c, value % 5 = 0 AS is_known FROM generate_series(1, 200)";
+    let report = |more: &[&str]| {
+        run(aefusion().args(["report", "m", "--models"]).arg(&models).arg("--output").arg(&page).args(more))
+    };
+    let printed = report(&["--data", data, "--label", "is_known"]);
+    assert_eq!(printed, format!("exit code 0\n--- out\n{}\n--- err\n", page.display()));
+    let html = std::fs::read_to_string(&page).unwrap();
+    // loss, errors, codes, ROC, precision and recall, two rows
+    assert_eq!(html.matches("<svg").count(), 7);
+    assert!(html.contains("200 rows") && html.contains("odd &lt;b&gt;") && html.contains("max_iterations"));
+    assert!(!html.contains("src=") && !html.contains("href="), "the page loads something");
+    // without rows: loss and the errors of the calibration
+    report(&[]);
+    assert_eq!(std::fs::read_to_string(&page).unwrap().matches("<svg").count(), 2);
+    assert_snapshot!(report(&["--data", "SELECT 1 AS a"]), @r#"
+    exit code 1
+    --- out
+    --- err
+    planning error: ae_error('m@1'): needs 3 features (model m@1), found 1: no column "b", "c" in scope
+    "#);
+    assert_snapshot!(report(&["--data", data, "--label", "c"]), @r"
+    exit code 1
+    --- out
+    --- err
+    planning error: --label c: the column is Utf8; it must be Boolean, or a number that is 0 for usual rows
+    ");
+}

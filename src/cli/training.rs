@@ -1,5 +1,6 @@
 //! What a person sees of a training: a progress bar on a terminal, lines elsewhere, and what came out.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -133,7 +134,8 @@ impl Watch for TrainingProgress {
         if let Some(line) = state.unprinted.take() {
             self.say(&line);
         }
-        summary_lines(summary).iter().for_each(|line| self.say(line));
+        let summary = summary.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        summary_lines(&summary).iter().for_each(|line| self.say(line));
     }
 
     fn wish(&self) -> Wish {
@@ -142,8 +144,8 @@ impl Watch for TrainingProgress {
 }
 
 /// What came out, as sentences; a model that learnt nothing is told as such.
-fn summary_lines(summary: &[(&'static str, Value)]) -> Vec<String> {
-    let value = |name: &str| summary.iter().find(|(key, _)| *key == name).map(|(_, value)| value);
+pub(super) fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
+    let value = |name: &str| summary.get(name);
     let number = |name: &str| value(name).and_then(Value::as_f64);
     let count = |name: &str| HumanCount(value(name).and_then(Value::as_u64).unwrap_or_default()).to_string();
     let shape = value("shape").and_then(Value::as_str).unwrap_or_default();

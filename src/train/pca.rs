@@ -43,12 +43,37 @@ impl Axes {
             multiply(block.transposed(), block, &mut product, Into::Replace);
             products.iter_mut().zip(&product).for_each(|(sum, value)| *sum += f64::from(*value));
         })?;
-        let eigen = SymmetricEigen::new(DMatrix::from_vec(width, width, products));
-        let mut order: Vec<usize> = (0..width).collect();
-        order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
-        let axis = |place: &usize| eigen.eigenvectors.column(*place).iter().copied().collect();
-        Ok(Self { mean, axes: order.iter().take(count).map(axis).collect() })
+        Ok(Self { mean, axes: largest_axes(products, width, count) })
     }
+}
+
+/// The directions in which rows vary most, out of the sums of products of their columns `[width, width]`.
+fn largest_axes(products: Vec<f64>, width: usize, count: usize) -> Vec<Vec<f64>> {
+    let eigen = SymmetricEigen::new(DMatrix::from_vec(width, width, products));
+    let mut order: Vec<usize> = (0..width).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+    let axis = |place: &usize| eigen.eigenvectors.column(*place).iter().copied().collect();
+    order.iter().take(count).map(axis).collect()
+}
+
+/// The coordinates of rows along the two directions in which they vary most; the second is 0 for rows of one number.
+pub(crate) fn two_axes(rows: &[Vec<f64>]) -> Vec<(f64, f64)> {
+    let width = rows.first().map_or(0, Vec::len);
+    let n = rows.len().max(1) as f64;
+    let mean: Vec<f64> = (0..width).map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / n).collect();
+    let centered: Vec<Vec<f64>> =
+        rows.iter().map(|row| row.iter().zip(&mean).map(|(value, mean)| value - mean).collect()).collect();
+    let mut products = vec![0.0; width * width];
+    for row in &centered {
+        for (i, a) in row.iter().enumerate() {
+            for (product, b) in products[i * width..(i + 1) * width].iter_mut().zip(row) {
+                *product += a * b;
+            }
+        }
+    }
+    let axes = largest_axes(products, width, 2);
+    let along = |row: &[f64], k: usize| axes.get(k).map_or(0.0, |axis| row.iter().zip(axis).map(|(a, b)| a * b).sum());
+    centered.iter().map(|row| (along(row, 0), along(row, 1))).collect()
 }
 
 /// What rows lose on the way to their mean, and to their coordinates along the axes, and back.
