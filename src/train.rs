@@ -220,7 +220,8 @@ impl Training {
     fn settle(&mut self, rows: usize) {
         let config = &mut self.config;
         config.fit.batch_size = config.batch_size.unwrap_or_else(|| rows::default_batch(rows));
-        config.fit.max_iterations = config.max_iterations.unwrap_or_else(|| rows::default_epochs(rows));
+        config.fit.max_iterations =
+            config.max_iterations.unwrap_or_else(|| rows::default_epochs(rows, config.noise.is_some()));
         config.told.insert("batch_size".to_owned(), config.fit.batch_size.into());
         config.told.insert("max_iterations".to_owned(), config.fit.max_iterations.into());
     }
@@ -229,7 +230,7 @@ impl Training {
         match (&self.base, &self.config.hidden_units) {
             (Some(base), _) => base.hidden_units(),
             (None, Some(units)) => units.clone(),
-            (None, None) => rows::default_hidden_units(width),
+            (None, None) => rows::default_hidden_units(width, self.config.noise.is_some()),
         }
     }
 

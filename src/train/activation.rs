@@ -75,11 +75,6 @@ impl Activation {
             Self::Tanh => multiply(outputs, gradients, |a| 1.0 - a * a),
         }
     }
-
-    /// Whether half of the sums, those below zero, are cut off, so that first weights must be larger.
-    pub(super) fn is_rectifier(self) -> bool {
-        matches!(self, Self::Relu | Self::Relu6 | Self::Elu)
-    }
 }
 
 #[inline(always)]

@@ -216,8 +216,19 @@ impl Taker {
     }
 }
 
-/// Epochs without progress after which a training ends.
-const PATIENCE: usize = 10;
+/// Defaults that depend on the kind of training.
+#[derive(Debug, Clone, Copy)]
+struct Defaults {
+    activation: Activation,
+    schedule: Schedule,
+    patience: usize,
+}
+
+/// Bounded units and an early end: rows unlike those trained on are not to come back well.
+const USUAL: Defaults = Defaults { activation: Activation::Tanh, schedule: Schedule::Constant, patience: 10 };
+
+/// A wide network that is trained to the end: noise makes every epoch new, and hides progress for a while.
+const DENOISING: Defaults = Defaults { activation: Activation::Relu, schedule: Schedule::Cosine, patience: 50 };
 
 impl Config {
     /// What `OPTIONS (…)` says.
@@ -236,7 +247,9 @@ impl Config {
                 "option hidden_units must have an odd length: the one in the middle is the code; found {widths:?}"
             );
         }
-        let activation = taker.named("activation_fn", Activation::Tanh)?;
+        let noise = noise(&mut taker)?;
+        let defaults = if noise.is_some() { DENOISING } else { USUAL };
+        let activation = taker.named("activation_fn", defaults.activation)?;
         let code_activation = taker.named_if_given("code_activation_fn")?;
         let optimizer = taker.named("optimizer", OptimizerKind::Adam)?;
         let seed = taker.options.take_whole("seed")?.unwrap_or(0);
@@ -253,14 +266,14 @@ impl Config {
             fit: FitOptions {
                 batch_size: 0,
                 learn_rate: taker.number("learn_rate", 1e-3, 1e-9..=10.0)?,
-                schedule: taker.named("learn_rate_schedule", Schedule::Constant)?,
+                schedule: taker.named("learn_rate_schedule", defaults.schedule)?,
                 optimizer,
                 l1_reg: taker.number("l1_reg", 0.0, 0.0..=1e6)?,
                 l2_reg: taker.number("l2_reg", 0.0, 0.0..=1e6)?,
                 max_iterations: 0,
                 early_stop: taker.boolean("early_stop", true)?,
                 min_rel_progress: taker.number("min_rel_progress", 0.001, 0.0..=1.0)?,
-                patience: taker.whole("patience", 1..=1_000_000)?.unwrap_or(PATIENCE),
+                patience: taker.whole("patience", 1..=1_000_000)?.unwrap_or(defaults.patience),
                 seed,
             },
             eval_fraction: taker.number("data_split_eval_fraction", 0.1, 0.0..=0.5)?,
@@ -269,7 +282,7 @@ impl Config {
             error_metric: taker.text("error_metric")?.map(|name| name.parse()).transpose()?.unwrap_or_default(),
             max_categories: taker.whole("max_categories", 1..=10_000)?.unwrap_or(100),
             order: taker.named("training", Order::Together)?,
-            noise: noise(&mut taker)?,
+            noise,
             scaling: taker.named("scaling", Scaling::Standard)?,
             warm_start: taker.boolean("warm_start", false)?,
             on_interrupt: taker.named("on_interrupt", OnInterrupt::Discard)?,
@@ -293,7 +306,7 @@ fn noise(taker: &mut Taker) -> Result<Option<Noise>> {
         return Ok(None);
     };
     let (default, most) = match kind {
-        NoiseKind::Gaussian => (0.5, 100.0),
+        NoiseKind::Gaussian => (1.0, 100.0),
         NoiseKind::Masking => (0.25, 1.0),
         NoiseKind::SaltAndPepper => (0.1, 1.0),
     };

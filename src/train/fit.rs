@@ -257,7 +257,10 @@ impl<'a> Fitting<'a> {
             }
             Ok(true)
         })?;
-        Ok(sum / n.max(1) as f64)
+        if n == 0 {
+            return exec_err!("none of the rows to train on has a label; give more rows with labels");
+        }
+        Ok(sum / n as f64)
     }
 
     /// One step; the sum of the losses of its rows.

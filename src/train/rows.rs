@@ -16,6 +16,7 @@ use super::design::Design;
 use super::fit::generator;
 use super::samples::{NO_LABEL, Samples, SamplesWriter};
 use super::table::{Known, Table, UNCOUNTED};
+use crate::narrow::to_usize;
 
 /// Rows that are held out at most, of each kind: more make nothing more certain.
 const MOST_HELD_OUT: usize = 50_000;
@@ -30,16 +31,20 @@ pub(super) fn default_batch(rows: usize) -> usize {
 
 /// Epochs at most, where that is not said: a hundred, of many rows fewer. More make anomalies of small tables look
 /// normal too, long before early stopping notices.
-pub(super) fn default_epochs(rows: usize) -> usize {
+pub(super) fn default_epochs(rows: usize, is_denoising: bool) -> usize {
     const ROWS: usize = 2_000_000;
-    (ROWS / rows.max(1)).clamp(20, 100)
+    (ROWS / rows.max(1)).clamp(20, if is_denoising { 200 } else { 100 })
 }
 
 /// Widths of the hidden layers, where they are not said: a code as wide as the root of the number of columns, between
 /// two layers as wide as the columns. A wider code reconstructs anomalies of wide tables too, a narrower one not even the
-/// other rows of narrow tables.
-pub(super) fn default_hidden_units(width: usize) -> Vec<usize> {
+/// other rows of narrow tables. What takes noise away needs no bottleneck, but room.
+pub(super) fn default_hidden_units(width: usize, is_denoising: bool) -> Vec<usize> {
     const WIDEST: usize = 1024;
+    if is_denoising {
+        let widths = [4 * width, 2 * width, 4 * width];
+        return widths.map(|width| width.clamp(4, WIDEST)).to_vec();
+    }
     let hidden = width.clamp(4, WIDEST);
     let code = (1..).find(|code| code * code >= width).unwrap_or(1);
     vec![hidden, code.clamp(1, hidden), hidden]
@@ -116,11 +121,7 @@ pub(super) struct Split {
 
 impl Split {
     pub(super) fn of(rows: usize, config: &Config) -> Self {
-        let share = |fraction: f64| {
-            let most = u32::try_from(rows.min(MOST_HELD_OUT)).unwrap_or(u32::MAX);
-            let wanted = (rows as f64 * fraction).round().min(f64::from(most));
-            (0..=most).rev().find(|n| f64::from(*n) <= wanted).unwrap_or(0) as usize
-        };
+        let share = |fraction: f64| to_usize(rows as f64 * fraction).min(MOST_HELD_OUT);
         let (held_out, calibration) = (share(config.eval_fraction), share(config.calibration_fraction));
         let train = rows.saturating_sub(held_out + calibration).max(1);
         let rest = rows - train;
@@ -189,10 +190,7 @@ pub(super) fn split(
             }
         }
         if some.is_empty() {
-            some.push(take_record_batch(
-                &batch.slice(0, batch.num_rows().min(SOME)),
-                &all(batch.num_rows().min(SOME)),
-            )?);
+            some.push(batch.slice(0, batch.num_rows().min(SOME)));
         }
         if !calibrating.is_empty() {
             calibration.push(take_record_batch(&batch, &UInt64Array::from(calibrating))?);
@@ -204,10 +202,6 @@ pub(super) fn split(
         Known::Numbers(_) => Vec::new(),
     });
     Ok(Parts { train: train.finish()?, held_out: held_out.finish()?, calibration, some, texts: texts.collect() })
-}
-
-fn all(n: usize) -> UInt64Array {
-    (0..n as u64).collect()
 }
 
 impl Parts {
