@@ -20,6 +20,12 @@ pub(crate) enum Bench {
     Peers(Rows),
     /// How near a query comes to ONNX Runtime alone
     Limit(Rows),
+    /// Training, beside PyTorch, interleaved
+    Train {
+        /// Runs of each
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// What trained models come to on real data, beside what others come to
     Quality {
         /// Only the part whose name holds this: anomaly, digits, denoising, sparse, linear
@@ -50,6 +56,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
         Bench::Peers(rows) => beside_python("compare.py", rows),
         Bench::Limit(rows) => beside_python("limit.py", rows),
+        Bench::Train { rounds } => train(*rounds),
         Bench::Quality { filter, program } => quality::run(program.clone(), filter.as_deref()),
     }
 }
@@ -67,6 +74,21 @@ fn beside_python(script: &str, rows: &Rows) -> Result<()> {
             .arg(root().join("target").join("release").join("aefusion"))
             .arg(&data)
             .args(["--rounds", &rows.rounds.to_string()])
+            .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so")),
+    )
+}
+
+/// Runs `benches/train/compare.py` with the program.
+fn train(rounds: usize) -> Result<()> {
+    let scripts = root().join("benches").join("train");
+    let python = environment("train", &scripts.join("requirements.txt"))?;
+    cargo(["build", "--release", "--bin", "aefusion"])?;
+    run_command(
+        Command::new(&python)
+            .arg(scripts.join("compare.py"))
+            .arg(root().join("target").join("release").join("aefusion"))
+            .arg(root().join("target").join("train").join("data"))
+            .args(["--rounds", &rounds.to_string()])
             .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so")),
     )
 }
