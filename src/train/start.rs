@@ -20,6 +20,9 @@ use super::names::Named;
 use super::network::{Layer, Network};
 use super::table::{Known, Table};
 
+/// Widest layer that is believed of a file.
+const WIDEST: usize = 1 << 20;
+
 /// What a file tells of its network, beside the weights.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
@@ -107,6 +110,10 @@ impl Base {
             );
         };
         let network = |name: &str, layers: &[StoredLayer]| -> Result<Network> {
+            let is_wide = |width| !(1..=WIDEST).contains(width);
+            if layers.is_empty() || layers.iter().flat_map(|layer| [&layer.inputs, &layer.outputs]).any(is_wide) {
+                return plan_err!("model {model}: its {name} has no layers, or one wider than {WIDEST}");
+            }
             let layer = |stored: &StoredLayer| {
                 let activation = Activation::named("activation", &stored.activation)?;
                 Ok(Layer { inputs: stored.inputs, outputs: stored.outputs, activation })
@@ -126,6 +133,17 @@ impl Base {
         let features = model.contract().features.clone();
         if features.len() != stored.scales.len() {
             return plan_err!("model {model} tells {} scales for {} features", stored.scales.len(), features.len());
+        }
+        let width = |(feature, scale): (&FileFeature, &Option<StoredScale>)| {
+            if scale.is_some() { 1 } else { feature.levels.len() + 2 }
+        };
+        let scaled: usize = features.iter().zip(&stored.scales).map(width).sum();
+        let code = networks.encoder.outputs();
+        let heads = networks.head.iter().map(Network::inputs);
+        if [networks.encoder.inputs(), networks.decoder.outputs()] != [scaled; 2]
+            || std::iter::once(networks.decoder.inputs()).chain(heads).any(|inputs| inputs != code)
+        {
+            return plan_err!("model {model}: its encoder, decoder and scales do not fit together");
         }
         Ok(Self { model: Arc::clone(model), features, scales: stored.scales, networks })
     }

@@ -288,7 +288,26 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     if let Some(rows) = contract.fixed_rows {
         properties.push(("fixed_batch", rows.to_string()));
     }
-    properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    let metadata = model.metadata();
+    if let Some(calibration) = &metadata.calibration {
+        properties.push(("calibration_rows", calibration.rows.to_string()));
+        if let Some(share) = contract.contamination {
+            properties.push(("threshold", calibration.threshold(share).to_string()));
+        }
+    }
+    if let Some(classes) = &metadata.classes {
+        properties.push(("classes", format!("{}: {}", classes.column, classes.labels.join(", "))));
+    }
+    let own = |(name, value): (&str, String)| (name.to_owned(), value);
+    let mut properties: Vec<(String, String)> = properties.into_iter().map(own).collect();
+    if let Some(training) = &metadata.training {
+        let told = training.summary.iter().chain(&training.options);
+        properties.extend(told.map(|(name, value)| match value {
+            serde_json::Value::String(text) => (format!("training.{name}"), text.clone()),
+            other => (format!("training.{name}"), other.to_string()),
+        }));
+    }
+    properties
 }
 
 /// Options of a foreign file.
