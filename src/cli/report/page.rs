@@ -1,9 +1,12 @@
 //! The page itself.
 
+use std::collections::BTreeMap;
+
 use aefusion_udfs::model::Model;
 use aefusion_udfs::model::metadata::{Epoch, Role, Training};
 use datafusion::error::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde_json::Value;
 
 use super::{Scored, Worst, charts};
 use crate::cli::training::summary_lines;
@@ -57,11 +60,19 @@ fn about(model: &Model, training: Option<&Training>) -> Markup {
             ", made by " (model.producer()) ", sha256 " code { (model.sha256_hex()) } "."
         }
         @if let Some(training) = training {
-            @for line in summary_lines(&training.summary) {
+            @for line in summary_lines(&current(model, training)) {
                 p class=(if line.starts_with("warning") { "warning" } else { "" }) { (line) }
             }
         }
     }
+}
+
+/// The summary of a training, with the threshold of the contamination that the model has now.
+fn current(model: &Model, training: &Training) -> BTreeMap<String, Value> {
+    let mut summary = training.summary.clone();
+    summary.remove("threshold");
+    summary.extend(threshold(model).map(|threshold| ("threshold".to_owned(), threshold.into())));
+    summary
 }
 
 fn losses(training: &Training) -> Result<Markup> {

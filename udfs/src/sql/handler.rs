@@ -301,7 +301,9 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     let own = |(name, value): (&str, String)| (name.to_owned(), value);
     let mut properties: Vec<(String, String)> = properties.into_iter().map(own).collect();
     if let Some(training) = &metadata.training {
-        let told = training.summary.iter().chain(&training.options);
+        // these may have been altered since, and are told above
+        let is_now = |name: &str| !["threshold", "calibration_rows", "contamination"].contains(&name);
+        let told = training.summary.iter().chain(&training.options).filter(|(name, _)| is_now(name));
         properties.extend(told.map(|(name, value)| match value {
             serde_json::Value::String(text) => (format!("training.{name}"), text.clone()),
             other => (format!("training.{name}"), other.to_string()),
