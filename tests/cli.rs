@@ -356,24 +356,11 @@ fn interrupted_training(option: &str) -> (Option<i32>, String) {
 #[cfg(unix)]
 #[test]
 fn an_interrupt_ends_a_training_without_a_model_or_with_its_best() {
-    let (code, models) = interrupted_training("");
-    assert_eq!(code, Some(130));
-    assert_snapshot!(models, @r"
-    exit code 0
-    --- out
-    models
-    0
-    --- err
-    ");
-    let (code, models) = interrupted_training(", on_interrupt = 'keep'");
-    assert_eq!(code, Some(0));
-    assert_snapshot!(models, @r"
-    exit code 0
-    --- out
-    models
-    1
-    --- err
-    ");
+    for (option, expected, models) in [("", 130, 0), (", on_interrupt = 'keep'", 0, 1)] {
+        let (code, listed) = interrupted_training(option);
+        assert_eq!(code, Some(expected), "{option}");
+        assert_eq!(listed, format!("exit code 0\n--- out\nmodels\n{models}\n--- err\n"), "{option}");
+    }
 }
 
 #[test]

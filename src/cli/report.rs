@@ -142,7 +142,7 @@ async fn score(session: &Session, model: &Arc<Model>, data: &str, label: Option<
         return exec_err!("report {model}: no row of --data has an error");
     }
     if model.contract().require_error_features().is_ok() {
-        found.worst = worst(session, &name, &rows).await?;
+        found.worst = worst(session, &name, &rows, model.contract().features.len()).await?;
     }
     if model.contract().tensor(Role::Scaled).is_some() {
         found.rows = middle_and_worst(session, &name, &rows, &found.errors).await?;
@@ -193,7 +193,7 @@ fn is_labelled(scored: &RecordBatch, label: &str) -> Result<Vec<bool>> {
     Ok(flags.as_boolean().iter().map(|flag| flag.unwrap_or_default()).collect())
 }
 
-async fn worst(session: &Session, name: &str, rows: &str) -> Result<Vec<Worst>> {
+async fn worst(session: &Session, name: &str, rows: &str, n_features: usize) -> Result<Vec<Worst>> {
     let batch = query(
         session,
         &format!(
@@ -212,7 +212,6 @@ async fn worst(session: &Session, name: &str, rows: &str) -> Result<Vec<Worst>> 
         let strings = array.as_string::<i32>();
         if strings.is_valid(row) { strings.value(row).to_owned() } else { "missing".to_owned() }
     };
-    let n_features = session_features(&features);
     let mut worst: Vec<Worst> = Vec::new();
     for row in 0..batch.num_rows() {
         if row % n_features == 0 {
@@ -229,12 +228,6 @@ async fn worst(session: &Session, name: &str, rows: &str) -> Result<Vec<Worst>> 
         }
     }
     Ok(worst)
-}
-
-/// Number of different features: every row has each once.
-fn session_features(features: &dyn Array) -> usize {
-    let names: std::collections::HashSet<Option<&str>> = features.as_string::<i32>().iter().collect();
-    names.len().max(1)
 }
 
 async fn query(session: &Session, sql: &str) -> Result<RecordBatch> {

@@ -34,12 +34,6 @@ impl Named for Schedule {
         &[("constant", Self::Constant), ("linear", Self::Linear), ("cosine", Self::Cosine)];
 }
 
-impl fmt::Display for Schedule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 impl Schedule {
     fn factor(self, epoch: usize, epochs: usize) -> f64 {
         let done = epoch as f64 / epochs.max(1) as f64;

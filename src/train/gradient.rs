@@ -218,6 +218,11 @@ impl Loss {
 }
 
 impl Objective {
+    /// A loss with nothing added to it.
+    pub(super) fn plain(loss: Loss, trained: Range<usize>) -> Self {
+        Self { loss, trained, noise: None, dropout: 0.0, code: None, l1_reg_activation: 0.0 }
+    }
+
     fn drops(&self, layer: usize, network: &Network) -> bool {
         self.dropout > 0.0
             && self.trained.contains(&layer)

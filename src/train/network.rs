@@ -66,12 +66,6 @@ impl Network {
         (fits && wanted == parameters.len()).then_some(Self { layers, parameters })
     }
 
-    /// A network of as many parameters as the layers need.
-    pub(super) fn of_layers(layers: Vec<Layer>, parameters: Vec<f32>) -> Self {
-        debug_assert_eq!(layers.iter().map(Layer::parameters).sum::<usize>(), parameters.len());
-        Self { layers, parameters }
-    }
-
     pub(super) fn layers(&self) -> &[Layer] {
         &self.layers
     }

@@ -1,7 +1,5 @@
 //! Noise that a denoising autoencoder is given and must take away.
 
-use std::fmt;
-
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
@@ -22,12 +20,6 @@ pub(super) enum NoiseKind {
 impl Named for NoiseKind {
     const NAMES: &'static [(&'static str, Self)] =
         &[("gaussian", Self::Gaussian), ("masking", Self::Masking), ("salt_and_pepper", Self::SaltAndPepper)];
-}
-
-impl fmt::Display for NoiseKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// Noise of a strength.

@@ -1,7 +1,5 @@
 //! Optimisers: how a gradient changes the parameters.
 
-use std::fmt;
-
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -27,12 +25,6 @@ pub(super) enum OptimizerKind {
 impl Named for OptimizerKind {
     const NAMES: &'static [(&'static str, Self)] =
         &[("adam", Self::Adam), ("adamw", Self::AdamW), ("sgd", Self::Sgd), ("rmsprop", Self::RmsProp)];
-}
-
-impl fmt::Display for OptimizerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// An optimiser and its memory of the gradients so far.

@@ -71,17 +71,18 @@ impl Finished<'_> {
     ///
     /// # Errors
     /// An internal error if ONNX Runtime does not compute what was trained; an execution error if rows cannot be measured.
-    pub(super) fn file(self, name: &ModelName, limits: &Limits) -> Result<Bytes> {
+    pub(super) fn file(mut self, name: &ModelName, limits: &Limits) -> Result<Bytes> {
+        let (statistics, classes) = (std::mem::take(&mut self.statistics), self.classes.take());
         let networks = &self.trained.networks;
         let config = self.recipe.config;
         let mut told = config.told.clone();
         told.insert("hidden_units".to_owned(), json!(self.recipe.hidden_units));
-        let mut metadata = Metadata {
+        let metadata = Metadata {
             error_metric: Some(config.error_metric),
             null_policy: Some(NullPolicy::Impute),
             contamination: Some(config.contamination),
-            statistics: Some(self.statistics.clone()),
-            classes: self.classes.clone(),
+            statistics: Some(statistics),
+            classes,
             training: Some(Training {
                 options: told,
                 history: self.trained.history.clone(),
@@ -90,18 +91,16 @@ impl Finished<'_> {
             }),
             ..Metadata::default()
         };
-        let mut model = export(name.as_str(), self.design, networks, metadata.clone())?;
+        let mut model = export(name.as_str(), self.design, networks, metadata)?;
         let trial = Trial::load(name, model.encode_to_vec().into(), limits)?;
         self.compare(&trial)?;
+        let mut metadata = trial.model().metadata().clone();
         metadata.calibration = self.calibrate(&trial)?;
         let summary = self.summary(metadata.calibration.as_ref())?;
         if let Some(training) = &mut metadata.training {
             training.summary = summary.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
         }
-        let mut all = trial.model().metadata().clone();
-        all.calibration = metadata.calibration;
-        all.training = metadata.training;
-        all.write(&mut model)?;
+        metadata.write(&mut model)?;
         self.recipe.rounds.watch.finished(&summary);
         Ok(model.encode_to_vec().into())
     }
@@ -168,14 +167,7 @@ impl Finished<'_> {
             summary.push(("loss", json!(best.loss)));
         }
         let network = encoder.then(decoder);
-        let plain = |network: &super::network::Network, loss| Objective {
-            loss,
-            trained: 0..network.layers().len(),
-            noise: None,
-            dropout: 0.0,
-            code: None,
-            l1_reg_activation: 0.0,
-        };
+        let plain = |network: &super::network::Network, loss| Objective::plain(loss, 0..network.layers().len());
         let squared = Loss::Reconstruction { of: 0, absolute: false };
         if let Some(evaluation) = evaluate(&network, &plain(&network, squared), held_out, seed)? {
             summary.push(("held_out_error", json!(evaluation.loss)));

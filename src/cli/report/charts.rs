@@ -3,6 +3,7 @@
 use aefusion_udfs::model::metadata::Epoch;
 use datafusion::error::{DataFusionError, Result};
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::AsRangedCoord;
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (560, 320);
@@ -23,6 +24,43 @@ fn chart(draw: impl FnOnce(&Area<'_>) -> Result<(), Failed>) -> Result<String> {
 }
 
 type Failed = Box<dyn std::error::Error>;
+
+/// A sheet on which points of a kind `X` by `Y` are drawn.
+type Sheet<'a, X, Y> = ChartContext<
+    'a,
+    SVGBackend<'a>,
+    Cartesian2d<<X as AsRangedCoord>::CoordDescType, <Y as AsRangedCoord>::CoordDescType>,
+>;
+
+/// Room for the axes, and their ranges.
+fn axes<'a, X: AsRangedCoord, Y: AsRangedCoord>(area: &Area<'a>, x: X, y: Y) -> Result<Sheet<'a, X, Y>, Failed> {
+    Ok(ChartBuilder::on(area).margin(8).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(x, y)?)
+}
+
+/// A line that the legend names.
+fn line<'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    points: impl IntoIterator<Item = (X::ValueType, Y::ValueType)>,
+    color: RGBColor,
+    name: String,
+) -> Result<(), Failed>
+where
+    X: Ranged<ValueType: Clone + 'static>,
+    Y: Ranged<ValueType: Clone + 'static>,
+{
+    chart
+        .draw_series(LineSeries::new(points, color.stroke_width(2)))?
+        .label(name)
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color));
+    Ok(())
+}
+
+/// What the lines are called.
+fn legend<'a, X: Ranged, Y: Ranged>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+) -> Result<(), Failed> {
+    Ok(chart.configure_series_labels().background_style(WHITE).border_style(GREY).label_font(FONT).draw()?)
+}
 
 /// Smallest and largest number, a little apart.
 fn span(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
@@ -49,11 +87,7 @@ pub(super) fn loss(epochs: &[&Epoch]) -> Result<String> {
     chart(|area| {
         let x = span(trained.iter().map(|(x, _)| *x));
         let y = span(trained.iter().chain(&held_out).map(|(_, y)| *y));
-        let mut chart = ChartBuilder::on(area)
-            .margin(8)
-            .x_label_area_size(36)
-            .y_label_area_size(60)
-            .build_cartesian_2d(x, y.clone())?;
+        let mut chart = axes(area, x, y.clone())?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -62,20 +96,14 @@ pub(super) fn loss(epochs: &[&Epoch]) -> Result<String> {
             .label_style(FONT)
             .x_label_formatter(&|x| format!("{x:.0}"))
             .draw()?;
-        chart
-            .draw_series(LineSeries::new(trained, BLUE.stroke_width(2)))?
-            .label("trained on")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLUE));
+        line(&mut chart, trained, BLUE, "trained on".to_owned())?;
         if !held_out.is_empty() {
-            chart
-                .draw_series(LineSeries::new(held_out, ORANGE.stroke_width(2)))?
-                .label("held out")
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], ORANGE));
+            line(&mut chart, held_out, ORANGE, "held out".to_owned())?;
         }
         if let Some(best) = best {
             chart.draw_series(LineSeries::new([(best, y.start), (best, y.end)], GREY))?;
         }
-        chart.configure_series_labels().background_style(WHITE).border_style(GREY).label_font(FONT).draw()?;
+        legend(&mut chart)?;
         Ok(())
     })
 }
@@ -96,11 +124,7 @@ pub(super) fn histogram(errors: &[f64], threshold: Option<f64>) -> Result<String
     }
     let highest = counts.iter().copied().max().unwrap_or(1).max(1);
     chart(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(8)
-            .x_label_area_size(36)
-            .y_label_area_size(60)
-            .build_cartesian_2d(0.0..most, 0..highest + highest / 20 + 1)?;
+        let mut chart = axes(area, 0.0..most, 0..highest + highest / 20 + 1)?;
         chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("error").y_desc("rows").label_style(FONT).draw()?;
         let bar = |(i, count): (usize, &u32)| {
             let left = i as f64 * width;
@@ -109,11 +133,8 @@ pub(super) fn histogram(errors: &[f64], threshold: Option<f64>) -> Result<String
         chart.draw_series(counts.iter().enumerate().map(bar))?;
         if let Some(threshold) = threshold.filter(|threshold| *threshold <= most) {
             let top = highest + highest / 20 + 1;
-            chart
-                .draw_series(LineSeries::new([(threshold, 0), (threshold, top)], ORANGE.stroke_width(2)))?
-                .label(format!("threshold {threshold:.4}"))
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], ORANGE));
-            chart.configure_series_labels().background_style(WHITE).border_style(GREY).label_font(FONT).draw()?;
+            line(&mut chart, [(threshold, 0), (threshold, top)], ORANGE, format!("threshold {threshold:.4}"))?;
+            legend(&mut chart)?;
         }
         Ok(())
     })
@@ -122,11 +143,7 @@ pub(super) fn histogram(errors: &[f64], threshold: Option<f64>) -> Result<String
 /// A curve in the unit square, with the line that chance gives.
 pub(super) fn unit_curve(points: &[(f64, f64)], chance: [(f64, f64); 2], x: &str, y: &str) -> Result<String> {
     chart(|area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(8)
-            .x_label_area_size(36)
-            .y_label_area_size(60)
-            .build_cartesian_2d(0.0..1.0, 0.0..1.02)?;
+        let mut chart = axes(area, 0.0..1.0, 0.0..1.02)?;
         chart.configure_mesh().light_line_style(TRANSPARENT).x_desc(x).y_desc(y).label_style(FONT).draw()?;
         chart.draw_series(LineSeries::new(chance, GREY))?;
         chart.draw_series(LineSeries::new(points.iter().copied(), BLUE.stroke_width(2)))?;
@@ -139,8 +156,7 @@ pub(super) fn scatter(points: &[(f64, f64)], is_anomaly: &[bool]) -> Result<Stri
     chart(|area| {
         let x = span(points.iter().map(|(x, _)| *x));
         let y = span(points.iter().map(|(_, y)| *y));
-        let mut chart =
-            ChartBuilder::on(area).margin(8).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(x, y)?;
+        let mut chart = axes(area, x, y)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -167,8 +183,7 @@ pub(super) fn row(input: &[f64], output: &[f64]) -> Result<String> {
     chart(|area| {
         let x = span(input.iter().chain(&output).map(|(x, _)| *x));
         let y = span(input.iter().chain(&output).map(|(_, y)| *y));
-        let mut chart =
-            ChartBuilder::on(area).margin(8).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(x, y)?;
+        let mut chart = axes(area, x, y)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -177,15 +192,9 @@ pub(super) fn row(input: &[f64], output: &[f64]) -> Result<String> {
             .label_style(FONT)
             .x_label_formatter(&|x| format!("{x:.0}"))
             .draw()?;
-        chart
-            .draw_series(LineSeries::new(input, BLUE.stroke_width(2)))?
-            .label("input")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLUE));
-        chart
-            .draw_series(LineSeries::new(output, ORANGE.stroke_width(2)))?
-            .label("reconstruction")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], ORANGE));
-        chart.configure_series_labels().background_style(WHITE).border_style(GREY).label_font(FONT).draw()?;
+        line(&mut chart, input, BLUE, "input".to_owned())?;
+        line(&mut chart, output, ORANGE, "reconstruction".to_owned())?;
+        legend(&mut chart)?;
         Ok(())
     })
 }

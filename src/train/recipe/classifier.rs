@@ -30,12 +30,10 @@ pub(in super::super) fn train(
         FineTune::All => 0..network.layers().len(),
     };
     let objective = Objective {
-        loss: Loss::CrossEntropy,
-        trained,
-        noise: None,
         dropout: recipe.config.dropout,
         code: Some(first - 1),
         l1_reg_activation: recipe.config.l1_reg_activation,
+        ..Objective::plain(Loss::CrossEntropy, trained)
     };
     let mut history = fit(&mut network, &objective, recipe.rounds, "head")?;
     let (encoder, head) = network.split(first);

@@ -1,6 +1,7 @@
 //! An autoencoder without activation functions: the best one is known, by the principal axes of the rows.
 
 use aefusion_udfs::model::metadata::{Epoch, ErrorMetric};
+use datafusion::common::internal_err;
 use datafusion::error::Result;
 
 use super::super::activation::Activation;
@@ -33,8 +34,8 @@ pub(super) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
     let narrowest = recipe.hidden_units.iter().copied().min().unwrap_or(1);
     let axes = Axes::of(samples, narrowest.min(samples.width()), usize::MAX)?;
     let networks = Networks {
-        encoder: stack(recipe.encoder_layers(), &axes, true),
-        decoder: stack(recipe.decoder_layers(), &axes, false),
+        encoder: stack(recipe.encoder_layers(), &axes, true)?,
+        decoder: stack(recipe.decoder_layers(), &axes, false)?,
         head: None,
     };
     let network = networks.encoder.then(&networks.decoder);
@@ -59,7 +60,7 @@ pub(super) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
 
 /// Layers that carry the coordinates along the axes: the first of an encoder computes them, the last of a decoder turns
 /// them back, the others pass them on.
-fn stack(layers: Vec<Layer>, axes: &Axes, is_encoder: bool) -> Network {
+fn stack(layers: Vec<Layer>, axes: &Axes, is_encoder: bool) -> Result<Network> {
     let last = layers.len() - 1;
     let mut parameters = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
@@ -83,5 +84,8 @@ fn stack(layers: Vec<Layer>, axes: &Axes, is_encoder: bool) -> Network {
         parameters.extend(weight);
         parameters.extend(bias);
     }
-    Network::of_layers(layers, parameters)
+    match Network::of(layers, parameters) {
+        Some(network) => Ok(network),
+        None => internal_err!("the layers of a linear network do not fit together"),
+    }
 }

@@ -297,37 +297,22 @@ impl Metadata {
                 .push(StringStringEntryProto { key: Some(format!("{PREFIX}{key}")), value: Some(value) });
         };
         put("format_version", FORMAT_VERSION.to_owned());
-        if let Some(features) = &self.features {
-            put("features", to_json(features)?);
-        }
-        for role in Role::ALL {
-            if let Some(tensor) = self.tensors.get(&role) {
-                put(role.name(), tensor.clone());
+        let before = [("features", json_of(&self.features)?)];
+        let tensor = |role: Role| (role.name(), self.tensors.get(&role).cloned());
+        let after = [
+            ("scaled_features", json_of(&self.scaled_features)?),
+            ("error_metric", self.error_metric.map(|metric| metric.to_string())),
+            ("null_policy", self.null_policy.map(|policy| policy.to_string())),
+            ("contamination", self.contamination.map(|share| share.to_string())),
+            ("calibration", json_of(&self.calibration)?),
+            ("statistics", json_of(&self.statistics)?),
+            ("classes", json_of(&self.classes)?),
+            ("training", json_of(&self.training)?),
+        ];
+        for (key, value) in before.into_iter().chain(Role::ALL.map(tensor)).chain(after) {
+            if let Some(value) = value {
+                put(key, value);
             }
-        }
-        if let Some(scaled) = &self.scaled_features {
-            put("scaled_features", to_json(scaled)?);
-        }
-        if let Some(metric) = self.error_metric {
-            put("error_metric", metric.to_string());
-        }
-        if let Some(policy) = self.null_policy {
-            put("null_policy", policy.to_string());
-        }
-        if let Some(contamination) = self.contamination {
-            put("contamination", contamination.to_string());
-        }
-        if let Some(calibration) = &self.calibration {
-            put("calibration", to_json(calibration)?);
-        }
-        if let Some(statistics) = &self.statistics {
-            put("statistics", to_json(statistics)?);
-        }
-        if let Some(classes) = &self.classes {
-            put("classes", to_json(classes)?);
-        }
-        if let Some(training) = &self.training {
-            put("training", to_json(training)?);
         }
         Ok(())
     }
@@ -381,6 +366,7 @@ fn json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| DataFusionError::External(Box::new(e)))
 }
 
-fn to_json<T: Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| DataFusionError::External(Box::new(e)))
+fn json_of<T: Serialize>(value: &Option<T>) -> Result<Option<String>> {
+    let text = |value| serde_json::to_string(value).map_err(|e| DataFusionError::External(Box::new(e)));
+    value.as_ref().map(text).transpose()
 }
