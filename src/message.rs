@@ -11,6 +11,8 @@ pub fn message(error: &DataFusionError) -> String {
     let (kind, text) = match root {
         DataFusionError::Plan(text) => ("planning error", text.clone()),
         DataFusionError::Execution(text) => ("execution error", text.clone()),
+        // DataFusion's own text would send people to its issue tracker
+        DataFusionError::Internal(text) => ("internal error", text.clone()),
         DataFusionError::SQL(error, _) => ("syntax error", error.to_string().replacen("sql parser error: ", "", 1)),
         DataFusionError::Configuration(text) => ("planning error", text.clone()),
         DataFusionError::ArrowError(error, _) => ("execution error", error.to_string()),
@@ -42,5 +44,16 @@ fn unwrap<'a>(error: &'a DataFusionError, doing: &mut Vec<String>) -> &'a DataFu
             None => error,
         },
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn internal_errors_are_ours() {
+        let error = DataFusionError::Internal("it broke".to_owned()).context("CREATE MODEL m");
+        assert_eq!(message(&error), "internal error: CREATE MODEL m: it broke");
     }
 }

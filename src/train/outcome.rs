@@ -21,8 +21,12 @@ use super::rows::Parts;
 use super::start::Stored;
 use super::table::{Known, Table};
 
-/// How far the file may be from the network, relative to numbers above 1.
-const PARITY: f32 = 1e-5;
+/// How far the file may be from the network: root mean square over the numbers of a tensor. Each is relative to the
+/// largest number of its row, or to 1, since that is what rounding depends on.
+const PARITY: f64 = 1e-5;
+
+/// How far any one number may be.
+const PARITY_OF_ONE: f64 = 1e-3;
 
 /// Beyond this many columns, principal axes take longer than the training.
 const MOST_PCA_COLUMNS: usize = 512;
@@ -127,13 +131,15 @@ impl Finished<'_> {
         expected.push((Role::Code, code));
         for (role, expected) in expected {
             let found = trial.run(role, &inputs)?;
-            let far = |(a, b): &(&f32, &f32)| (**a - **b).abs() > PARITY * b.abs().max(1.0) || a.is_nan();
             if found.len() != expected.len() {
                 return internal_err!("the file gives {} numbers as the {role}, not {}", found.len(), expected.len());
             }
-            if let Some((found, expected)) = found.iter().zip(&expected).find(far) {
+            let Differences { mean, largest } = Differences::between(&found, &expected, &scaled, rows);
+            if !(mean <= PARITY && largest.0 <= PARITY_OF_ONE) {
+                let (difference, found, expected) = largest;
                 return internal_err!(
-                    "the file gives the {role} {found} where the trained network gives {expected}; it is not published"
+                    "the file computes another {role} than the trained network, and is not published: {mean:.1e} off in the \
+                     root mean square, at most {PARITY:e} allowed; farthest, by {difference:.1e}, is {found} for {expected}"
                 );
             }
         }
@@ -195,6 +201,37 @@ impl Finished<'_> {
     }
 }
 
+/// How far numbers are from those expected, relative to the largest of their row.
+#[derive(Debug, Clone, Copy)]
+struct Differences {
+    /// Root mean square.
+    mean: f64,
+    /// The largest: itself, the number found, the number expected.
+    largest: (f64, f32, f32),
+}
+
+impl Differences {
+    /// Between two tensors of as many rows as `inputs`, which also tells how large the numbers of a row are.
+    fn between(found: &[f32], expected: &[f32], inputs: &[f32], rows: usize) -> Self {
+        let width = |values: &[f32]| (values.len() / rows.max(1)).max(1);
+        let size = |row: &[f32]| row.iter().fold(1.0_f32, |size, value| size.max(value.abs()));
+        let mut largest = (0.0, 0.0, 0.0);
+        let mut squares = 0.0;
+        let outputs = found.chunks(width(found)).zip(expected.chunks(width(expected)));
+        for ((found, expected), input) in outputs.zip(inputs.chunks(width(inputs))) {
+            let size = f64::from(size(input).max(size(expected)));
+            for (found, expected) in found.iter().zip(expected) {
+                let difference = (f64::from(*found) - f64::from(*expected)).abs() / size;
+                squares += difference * difference;
+                if difference > largest.0 || difference.is_nan() {
+                    largest = (difference, *found, *expected);
+                }
+            }
+        }
+        Self { mean: (squares / found.len().max(1) as f64).sqrt(), largest }
+    }
+}
+
 /// `36-24-6-24-36`
 fn shape(networks: &Networks) -> String {
     let widths = |network: &super::network::Network| -> Vec<String> {
@@ -211,4 +248,36 @@ fn shape(networks: &Networks) -> String {
 
 fn external(error: serde_json::Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_of_one_number_is_no_difference_and_a_wrong_number_is() {
+        let (inputs, expected) = (vec![0.5_f32; 1000], vec![1.0_f32; 1000]);
+        let passes = |found: &[f32]| {
+            let Differences { mean, largest } = Differences::between(found, &expected, &inputs, 100);
+            mean <= PARITY && largest.0 <= PARITY_OF_ONE
+        };
+        let mut found = expected.clone();
+        assert!(passes(&found));
+        found[7] += 2e-5;
+        assert!(passes(&found), "one number, off by what a sum of some hundred numbers may lose");
+        assert!(!passes(&vec![1.00002; 1000]), "all of them");
+        found[7] = 1.01;
+        assert!(!passes(&found), "one number, wrong");
+        found[7] = f32::NAN;
+        assert!(!passes(&found));
+    }
+
+    #[test]
+    fn differences_are_relative_to_the_row() {
+        let found = [1000.01, 0.5, 0.500_01, 0.5];
+        let Differences { mean, largest } = Differences::between(&found, &[1000.0, 0.5, 0.5, 0.5], &[0.0; 4], 2);
+        assert!((largest.0 - 1e-5).abs() < 1e-7);
+        // two of 1e-5 among four numbers
+        assert!((mean - (0.5_f64).sqrt() * 1e-5).abs() < 1e-7);
+    }
 }
