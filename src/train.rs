@@ -7,7 +7,6 @@ mod export;
 mod fit;
 mod gradient;
 mod loss;
-mod names;
 mod network;
 mod noise;
 mod onnx;

@@ -49,6 +49,30 @@ async fn numbers(session: &Session, sql: &str) -> Vec<f64> {
     batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Float64Type>().values().to_vec()).collect()
 }
 
+/// Options without a default: they are told where they are given.
+const UNTOLD: [&str; 3] = ["code_activation_fn", "noise", "noise_level"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_default_is_told() {
+    let session = session();
+    session.context().register_batch("t", rows(200, 4, 5)).unwrap();
+    run(&session, "CREATE MODEL m OPTIONS (max_iterations = 1) AS SELECT * EXCEPT (id) FROM t").await;
+    let described = session.context().ae_sql("DESCRIBE MODEL m").await.unwrap().collect().await.unwrap();
+    let told: Vec<&str> =
+        described.iter().flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten()).collect();
+    let page = std::fs::read_to_string("docs/sql/create_model.md").unwrap();
+    let first = page.find("| `hidden_units`").unwrap();
+    let trained = &page[first..page.find("Of a classifier also").unwrap()];
+    let options = trained.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|line| line.split_once(" |"));
+    let names: Vec<&str> =
+        options.flat_map(|(names, _)| names.split(['`', ',', ' '])).filter(|n| !n.is_empty()).collect();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names.into_iter().filter(|name| !UNTOLD.contains(name)) {
+        let is_told = told.iter().any(|told| told.strip_prefix("training.").unwrap_or(told) == name);
+        assert!(is_told, "{name} is not told: {told:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p_values_of_fresh_rows_are_uniform() {
     let session = session();

@@ -1,10 +1,9 @@
 //! Activation functions and their derivatives.
 
+use aefusion_udfs::named::Named;
 use std::fmt;
 
 use multiversion::multiversion;
-
-use super::names::Named;
 
 /// What a layer does to the sums that its weights give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use aefusion_udfs::model::metadata::ErrorMetric;
+use aefusion_udfs::named::Named;
 use aefusion_udfs::sql::Options;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
@@ -11,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::activation::Activation;
 use super::fit::{FitOptions, Schedule};
-use super::names::Named;
 use super::noise::{Noise, NoiseKind};
 use super::optimizer::OptimizerKind;
 use crate::narrow::to_f32;
@@ -177,6 +177,13 @@ impl Taker {
         }
     }
 
+    fn whole_or(&mut self, key: &str, default: usize, range: RangeInclusive<usize>) -> Result<usize> {
+        Ok(self.whole(key, range)?.unwrap_or_else(|| {
+            self.told.insert(key.to_owned(), json!(default));
+            default
+        }))
+    }
+
     fn boolean(&mut self, key: &str, default: bool) -> Result<bool> {
         let value = self.options.take_boolean(key)?.unwrap_or(default);
         self.told.insert(key.to_owned(), json!(value));
@@ -191,8 +198,7 @@ impl Taker {
     }
 
     fn named_if_given<T: Named>(&mut self, key: &str) -> Result<Option<T>> {
-        let Some(text) = self.options.take_text(key)? else { return Ok(None) };
-        let value = T::named(&format!("option {key}"), &text)?;
+        let Some(value) = self.options.take_named::<T>(key)? else { return Ok(None) };
         self.told.insert(key.to_owned(), json!(value.name()));
         Ok(Some(value))
     }
@@ -273,14 +279,14 @@ impl Config {
                 max_iterations: 0,
                 early_stop: taker.boolean("early_stop", true)?,
                 min_rel_progress: taker.number("min_rel_progress", 0.001, 0.0..=1.0)?,
-                patience: taker.whole("patience", 1..=1_000_000)?.unwrap_or(defaults.patience),
+                patience: taker.whole_or("patience", defaults.patience, 1..=1_000_000)?,
                 seed,
             },
             eval_fraction: taker.number("data_split_eval_fraction", 0.1, 0.0..=0.5)?,
             calibration_fraction: taker.number("calibration_fraction", 0.1, 0.0..=0.5)?,
             contamination: taker.number("contamination", 0.01, 0.0..=0.5)?,
-            error_metric: taker.text("error_metric")?.map(|name| name.parse()).transpose()?.unwrap_or_default(),
-            max_categories: taker.whole("max_categories", 1..=10_000)?.unwrap_or(100),
+            error_metric: taker.named("error_metric", ErrorMetric::Mse)?,
+            max_categories: taker.whole_or("max_categories", 100, 1..=10_000)?,
             order: taker.named("training", Order::Together)?,
             noise,
             scaling: taker.named("scaling", Scaling::Standard)?,

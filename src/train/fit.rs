@@ -3,6 +3,7 @@
 use std::fmt;
 
 use aefusion_udfs::model::metadata::Epoch;
+use aefusion_udfs::named::Named;
 use datafusion::common::exec_err;
 use datafusion::error::Result;
 use multiversion::multiversion;
@@ -12,7 +13,6 @@ use rayon::prelude::*;
 
 use super::gradient::{Loss, Objective, Pass, Rows};
 use super::loss::{hits, sign};
-use super::names::Named;
 use super::network::{BLOCK_ROWS, Network};
 use super::optimizer::{Optimizer, OptimizerKind};
 use super::samples::{NO_LABEL, Samples};

@@ -1,10 +1,9 @@
 //! Noise that a denoising autoencoder is given and must take away.
 
+use aefusion_udfs::named::Named;
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
-
-use super::names::Named;
 
 /// What is done to the values of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Optimisers: how a gradient changes the parameters.
 
+use aefusion_udfs::named::Named;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::names::Named;
 use crate::narrow::to_f32;
 
 /// Parameters that one thread changes at a time.

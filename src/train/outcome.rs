@@ -4,6 +4,7 @@ use aefusion_udfs::model::calibration::Calibration;
 use aefusion_udfs::model::metadata::{Classes, ErrorMetric, Metadata, NullPolicy, Role, Statistics, Training};
 use aefusion_udfs::model::store::ModelName;
 use aefusion_udfs::model::{Limits, Trial};
+use aefusion_udfs::named::Named;
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::common::internal_err;
@@ -195,7 +196,7 @@ impl Finished<'_> {
             summary.push(("threshold", json!(calibration.threshold(self.recipe.config.contamination))));
         }
         if self.recipe.config.error_metric != ErrorMetric::Mse {
-            summary.push(("error_metric", json!(self.recipe.config.error_metric.to_string())));
+            summary.push(("error_metric", json!(self.recipe.config.error_metric.name())));
         }
         Ok(summary)
     }

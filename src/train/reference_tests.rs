@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use aefusion_udfs::named::Named;
 use serde::Deserialize;
 
 use super::activation::Activation;
 use super::fit::{FitOptions, Fitting, Schedule, Unwatched, generator};
 use super::gradient::{Loss, Objective, Pass, Rows};
-use super::names::Named;
 use super::network::{Layer, Network};
 use super::noise::{Noise, NoiseKind};
 use super::optimizer::OptimizerKind;

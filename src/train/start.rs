@@ -7,6 +7,7 @@ use aefusion_udfs::model::Model;
 use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::Feature as FileFeature;
 use aefusion_udfs::model::store::{ModelName, ModelRef};
+use aefusion_udfs::named::Named;
 use aefusion_udfs::near;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
@@ -16,7 +17,6 @@ use super::activation::Activation;
 use super::config::Config;
 use super::design::{Design, Encoding, Feature};
 use super::export::{Networks, parameters};
-use super::names::Named;
 use super::network::{Layer, Network};
 use super::table::{Known, Table};
 

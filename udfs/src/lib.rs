@@ -25,6 +25,7 @@
 //! | one run of a model for all calls of a query | [`infer`] |
 //! | settings (`SET ae.…`) | [`config`] |
 //! | which columns a model takes, dates as numbers | [`columns`] |
+//! | choices that have names | [`named`] |
 
 mod bind;
 mod blocking;
@@ -34,6 +35,7 @@ mod functions;
 pub mod infer;
 mod matrix;
 pub mod model;
+pub mod named;
 mod names;
 mod narrow;
 pub mod near;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::str::FromStr;
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::plan_err;
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::calibration::Calibration;
 use super::onnx::proto::{ModelProto, StringStringEntryProto};
+use crate::named::Named;
 
 const PREFIX: &str = "aefusion.";
 const FORMAT_VERSION: &str = "1";
@@ -37,50 +37,13 @@ pub enum NullPolicy {
     Impute,
 }
 
-/// A choice among named values, as options and metadata spell it.
-trait Named: Sized + Copy + 'static {
-    const KEY: &'static str;
-    const NAMES: &'static [(&'static str, Self)];
-
-    fn parse(text: &str) -> Result<Self> {
-        let found = Self::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
-        match found {
-            Some((_, value)) => Ok(*value),
-            None => {
-                let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-                plan_err!("{} must be one of {}; found '{text}'", Self::KEY, names.join(", "))
-            }
-        }
-    }
-}
-
 impl Named for ErrorMetric {
-    const KEY: &'static str = "error_metric";
     const NAMES: &'static [(&'static str, Self)] = &[("mse", Self::Mse), ("mae", Self::Mae), ("rmse", Self::Rmse)];
 }
 
 impl Named for NullPolicy {
-    const KEY: &'static str = "null_policy";
     const NAMES: &'static [(&'static str, Self)] = &[("propagate", Self::Propagate), ("impute", Self::Impute)];
 }
-
-macro_rules! spelled {
-    ($($kind:ty),*) => {$(
-        impl FromStr for $kind {
-            type Err = DataFusionError;
-            fn from_str(text: &str) -> Result<Self> {
-                Self::parse(text)
-            }
-        }
-        impl fmt::Display for $kind {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let name = Self::NAMES.iter().find(|(_, value)| value == self).map_or("", |(name, _)| name);
-                f.write_str(name)
-            }
-        }
-    )*};
-}
-spelled!(ErrorMetric, NullPolicy);
 
 /// One input of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -265,8 +228,8 @@ impl Metadata {
             }
             "features" => self.features = Some(json(value)?),
             "scaled_features" => self.scaled_features = Some(json(value)?),
-            "error_metric" => self.error_metric = Some(value.parse()?),
-            "null_policy" => self.null_policy = Some(value.parse()?),
+            "error_metric" => self.error_metric = Some(Named::named("error_metric", value)?),
+            "null_policy" => self.null_policy = Some(Named::named("null_policy", value)?),
             "contamination" => self.contamination = Some(parse_contamination(value)?),
             "calibration" => {
                 let calibration: Calibration = json(value)?;
@@ -301,8 +264,8 @@ impl Metadata {
         let tensor = |role: Role| (role.name(), self.tensors.get(&role).cloned());
         let after = [
             ("scaled_features", json_of(&self.scaled_features)?),
-            ("error_metric", self.error_metric.map(|metric| metric.to_string())),
-            ("null_policy", self.null_policy.map(|policy| policy.to_string())),
+            ("error_metric", self.error_metric.map(|metric| metric.name().to_owned())),
+            ("null_policy", self.null_policy.map(|policy| policy.name().to_owned())),
             ("contamination", self.contamination.map(|share| share.to_string())),
             ("calibration", json_of(&self.calibration)?),
             ("statistics", json_of(&self.statistics)?),

@@ -19,6 +19,7 @@ use crate::model::catalog::Models;
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
 use crate::model::store::{ModelName, ModelRef, Publish, read, write_new};
 use crate::model::{Limits, Model, Trial, describe, describe_pair};
+use crate::named::Named;
 use crate::near;
 use crate::tables::model_rows;
 
@@ -280,8 +281,8 @@ fn properties(model: &Model) -> Vec<(String, String)> {
         properties.push((role.name(), contract.found(role).to_string()));
     }
     properties.push(("decoder", contract.decoder().to_string()));
-    properties.push(("error_metric", contract.error_metric.to_string()));
-    properties.push(("null_policy", contract.null_policy.to_string()));
+    properties.push(("error_metric", contract.error_metric.name().to_owned()));
+    properties.push(("null_policy", contract.null_policy.name().to_owned()));
     if let Some(contamination) = contract.contamination {
         properties.push(("contamination", contamination.to_string()));
     }
@@ -322,8 +323,8 @@ fn describing(options: &mut Options) -> Result<Metadata> {
     let mut metadata = Metadata {
         features: options.take_texts("input_cols")?.map(|names| names.into_iter().map(Feature::named).collect()),
         scaled_features: options.take_texts("scaled_features")?,
-        error_metric: options.take_text("error_metric")?.map(|name| name.parse()).transpose()?,
-        null_policy: options.take_text("null_policy")?.map(|name| name.parse()).transpose()?,
+        error_metric: options.take_named("error_metric")?,
+        null_policy: options.take_named("null_policy")?,
         contamination: options
             .take_number("contamination")?
             .map(|share| parse_contamination(&share.to_string()))

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 
+use crate::named::Named;
 use crate::near;
 
 /// A literal value.
@@ -67,6 +68,14 @@ impl Options {
             Some(OptionValue::Text(text)) => Ok(Some(text)),
             Some(other) => plan_err!("option {key} must be a string, found {}", other.kind()),
         }
+    }
+
+    /// Takes the name of a value.
+    ///
+    /// # Errors
+    /// A planning error if it is no string, or none of the names.
+    pub fn take_named<T: Named>(&mut self, key: &str) -> Result<Option<T>> {
+        self.take_text(key)?.map(|name| T::named(&format!("option {key}"), &name)).transpose()
     }
 
     /// Takes a number.

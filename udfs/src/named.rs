@@ -1,11 +1,12 @@
-//! Choices among named values, as options spell them.
+//! Choices among named values, as options and metadata spell them.
 
-use aefusion_udfs::near;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 
+use crate::near;
+
 /// A type whose values have names.
-pub(super) trait Named: Sized + Copy + PartialEq + 'static {
+pub trait Named: Sized + Copy + PartialEq + 'static {
     /// Every value and its name.
     const NAMES: &'static [(&'static str, Self)];
 
@@ -14,17 +15,17 @@ pub(super) trait Named: Sized + Copy + PartialEq + 'static {
         Self::NAMES.iter().find(|(_, value)| *value == self).map_or("", |(name, _)| name)
     }
 
-    /// The value that an option names.
+    /// The value that a text names, whatever its case; `what` says in the error whose text it is.
     ///
     /// # Errors
     /// A planning error that lists the names.
-    fn named(option: &str, text: &str) -> Result<Self> {
+    fn named(what: &str, text: &str) -> Result<Self> {
         if let Some((_, value)) = Self::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
             return Ok(*value);
         }
         let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
         plan_err!(
-            "{option} must be one of {}; found '{text}'{}",
+            "{what} must be one of {}; found '{text}'{}",
             names.join(", "),
             near::hint(text, names.iter().copied())
         )
