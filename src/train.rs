@@ -1,6 +1,7 @@
 //! Training by SQL: from the rows of a query to an ONNX file.
 
 mod activation;
+mod aim;
 mod config;
 mod design;
 mod export;
@@ -218,9 +219,8 @@ impl Training {
     /// Fills in what depends on the number of rows.
     fn settle(&mut self, rows: usize) {
         let config = &mut self.config;
-        config.fit.batch_size = config.batch_size.unwrap_or_else(|| rows::default_batch(rows));
-        config.fit.max_iterations =
-            config.max_iterations.unwrap_or_else(|| rows::default_epochs(rows, config.noise.is_some()));
+        config.fit.batch_size = config.batch_size.unwrap_or_else(|| aim::batch(rows));
+        config.fit.max_iterations = config.max_iterations.unwrap_or_else(|| config.aim.epochs(rows));
         config.told.insert("batch_size".to_owned(), config.fit.batch_size.into());
         config.told.insert("max_iterations".to_owned(), config.fit.max_iterations.into());
     }
@@ -229,7 +229,7 @@ impl Training {
         match (&self.base, &self.config.hidden_units) {
             (Some(base), _) => base.hidden_units(),
             (None, Some(units)) => units.clone(),
-            (None, None) => rows::default_hidden_units(width, self.config.noise.is_some()),
+            (None, None) => self.config.aim.hidden_units(width),
         }
     }
 

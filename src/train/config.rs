@@ -11,7 +11,8 @@ use datafusion::error::Result;
 use serde_json::{Value, json};
 
 use super::activation::Activation;
-use super::fit::{FitOptions, Schedule};
+use super::aim::Aim;
+use super::fit::FitOptions;
 use super::noise::{Noise, NoiseKind};
 use super::optimizer::OptimizerKind;
 use crate::narrow::to_f32;
@@ -124,6 +125,7 @@ pub(super) struct ClassifierOptions {
 #[derive(Debug, Clone)]
 pub(super) struct Config {
     pub(super) classifier: Option<ClassifierOptions>,
+    pub(super) aim: Aim,
     /// None: from the number of columns and rows.
     pub(super) hidden_units: Option<Vec<usize>>,
     pub(super) activation: Activation,
@@ -222,20 +224,6 @@ impl Taker {
     }
 }
 
-/// Defaults that depend on the kind of training.
-#[derive(Debug, Clone, Copy)]
-struct Defaults {
-    activation: Activation,
-    schedule: Schedule,
-    patience: usize,
-}
-
-/// Bounded units and an early end: rows unlike those trained on are not to come back well.
-const USUAL: Defaults = Defaults { activation: Activation::Tanh, schedule: Schedule::Constant, patience: 10 };
-
-/// A wide network that is trained to the end: noise makes every epoch new, and hides progress for a while.
-const DENOISING: Defaults = Defaults { activation: Activation::Relu, schedule: Schedule::Cosine, patience: 50 };
-
 impl Config {
     /// What `OPTIONS (…)` says.
     ///
@@ -254,32 +242,41 @@ impl Config {
             );
         }
         let noise = noise(&mut taker)?;
-        let defaults = if noise.is_some() { DENOISING } else { USUAL };
-        let activation = taker.named("activation_fn", defaults.activation)?;
-        let code_activation = taker.named_if_given("code_activation_fn")?;
+        let l1_reg_activation = to_f32(taker.number("l1_reg_activation", 0.0, 0.0..=1e6)?);
+        let aim = match noise {
+            _ if l1_reg_activation > 0.0 => Aim::Sparse,
+            Some(_) => Aim::Denoise,
+            None => Aim::Reconstruct,
+        };
+        let activation = taker.named("activation_fn", aim.activation())?;
+        let code_activation = match aim.code_activation() {
+            Some(default) => Some(taker.named("code_activation_fn", default)?),
+            None => taker.named_if_given("code_activation_fn")?,
+        };
         let optimizer = taker.named("optimizer", OptimizerKind::Adam)?;
         let seed = taker.options.take_whole("seed")?.unwrap_or(0);
         taker.told.insert("seed".to_owned(), json!(seed));
         let config = Self {
             classifier,
+            aim,
             hidden_units,
             activation,
             code_activation,
             dropout: to_f32(taker.number("dropout", 0.0, 0.0..=0.9)?),
-            l1_reg_activation: to_f32(taker.number("l1_reg_activation", 0.0, 0.0..=1e6)?),
+            l1_reg_activation,
             batch_size: taker.whole("batch_size", 1..=1 << 20)?,
             max_iterations: taker.whole("max_iterations", 1..=1_000_000)?,
             fit: FitOptions {
                 batch_size: 0,
-                learn_rate: taker.number("learn_rate", 1e-3, 1e-9..=10.0)?,
-                schedule: taker.named("learn_rate_schedule", defaults.schedule)?,
+                learn_rate: taker.number("learn_rate", aim.learn_rate(), 1e-9..=10.0)?,
+                schedule: taker.named("learn_rate_schedule", aim.schedule())?,
                 optimizer,
                 l1_reg: taker.number("l1_reg", 0.0, 0.0..=1e6)?,
                 l2_reg: taker.number("l2_reg", 0.0, 0.0..=1e6)?,
                 max_iterations: 0,
                 early_stop: taker.boolean("early_stop", true)?,
                 min_rel_progress: taker.number("min_rel_progress", 0.001, 0.0..=1.0)?,
-                patience: taker.whole_or("patience", defaults.patience, 1..=1_000_000)?,
+                patience: taker.whole_or("patience", aim.patience(), 1..=1_000_000)?,
                 seed,
             },
             eval_fraction: taker.number("data_split_eval_fraction", 0.1, 0.0..=0.5)?,

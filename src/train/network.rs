@@ -102,6 +102,12 @@ impl Network {
         &self.parameters[start..start + self.layers[layer].outputs]
     }
 
+    /// `[outputs]`
+    pub(super) fn bias_mut(&mut self, layer: usize) -> &mut [f32] {
+        let start = self.weight_range(layer).end;
+        &mut self.parameters[start..start + self.layers[layer].outputs]
+    }
+
     /// This network, and behind it another.
     pub(super) fn then(&self, next: &Self) -> Self {
         let layers = [self.layers(), next.layers()].concat();

@@ -9,6 +9,7 @@ use aefusion_udfs::model::metadata::{Epoch, ErrorMetric};
 use datafusion::error::Result;
 
 use super::activation::Activation;
+use super::aim::Aim;
 use super::config::{Config, Order};
 use super::export::Networks;
 use super::fit::{Rounds, generator};
@@ -76,10 +77,18 @@ impl Recipe<'_> {
     /// Encoder and decoder with random weights.
     fn first_networks(&self) -> Networks {
         let mut rng = generator(self.config.fit.seed, &[4]);
-        Networks {
-            encoder: Network::random(self.encoder_layers(), &mut rng),
-            decoder: Network::random(self.decoder_layers(), &mut rng),
-            head: None,
+        let mut encoder = Network::random(self.encoder_layers(), &mut rng);
+        self.turn_off(&mut encoder, self.hidden_units.len() / 2);
+        Networks { encoder, decoder: Network::random(self.decoder_layers(), &mut rng), head: None }
+    }
+
+    /// Of a code that is to be sparse, has the units begin off, where they can: from the middle of a sigmoid a penalty
+    /// takes most epochs to get them there.
+    fn turn_off(&self, network: &mut Network, code: usize) {
+        /// Where a sigmoid gives 0.0067.
+        const OFF: f32 = -5.0;
+        if self.config.aim == Aim::Sparse && network.layers()[code].activation == Activation::Sigmoid {
+            network.bias_mut(code).fill(OFF);
         }
     }
 

@@ -24,32 +24,6 @@ const MOST_HELD_OUT: usize = 50_000;
 /// Most classes of a classifier.
 const MOST_CLASSES: usize = 10_000;
 
-/// Rows of a batch, where that is not said: of few rows, small batches, so that there are steps enough.
-pub(super) fn default_batch(rows: usize) -> usize {
-    (rows / 128).next_power_of_two().clamp(32, 256)
-}
-
-/// Epochs at most, where that is not said: a hundred, of many rows fewer. More make anomalies of small tables look
-/// normal too, long before early stopping notices.
-pub(super) fn default_epochs(rows: usize, is_denoising: bool) -> usize {
-    const ROWS: usize = 2_000_000;
-    (ROWS / rows.max(1)).clamp(20, if is_denoising { 200 } else { 100 })
-}
-
-/// Widths of the hidden layers, where they are not said: a code as wide as the root of the number of columns, between
-/// two layers as wide as the columns. A wider code reconstructs anomalies of wide tables too, a narrower one not even the
-/// other rows of narrow tables. What takes noise away needs no bottleneck, but room.
-pub(super) fn default_hidden_units(width: usize, is_denoising: bool) -> Vec<usize> {
-    const WIDEST: usize = 1024;
-    if is_denoising {
-        let widths = [4 * width, 2 * width, 4 * width];
-        return widths.map(|width| width.clamp(4, WIDEST)).to_vec();
-    }
-    let hidden = width.clamp(4, WIDEST);
-    let code = (1..).find(|code| code * code >= width).unwrap_or(1);
-    vec![hidden, code.clamp(1, hidden), hidden]
-}
-
 /// The labels of a classifier.
 #[derive(Debug, Clone)]
 pub(super) struct Labels {

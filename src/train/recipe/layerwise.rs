@@ -24,6 +24,9 @@ pub(super) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
     for (i, layer) in layers.into_iter().enumerate() {
         let back = Layer { inputs: layer.outputs, outputs: layer.inputs, activation: Activation::Linear };
         let mut network = encoder.then(&Network::random(vec![layer, back], &mut rng));
+        if i == code {
+            recipe.turn_off(&mut network, i);
+        }
         let objective = recipe.reconstruct(&network, i, (i == code).then_some(i));
         history.extend(fit(&mut network, &objective, recipe.rounds, &format!("layer {}", i + 1))?);
         encoder = network.split(i + 1).0;
