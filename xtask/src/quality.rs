@@ -157,15 +157,21 @@ impl Bench {
     fn denoising(&self) -> Result<()> {
         let file = data("digits.parquet");
         let pixels: Vec<String> = (0..64).map(|i| format!("p{i}")).collect();
+        // normal numbers from uniform ones (Box and Muller), which are the same in every run
+        let uniform = |i: usize| format!("((abs(sin(id * 12.9898 + {i} * 78.233 + value * 37.719)) * 43758.5453) % 1)");
         let noisy: Vec<String> = pixels
             .iter()
-            .map(|p| format!("{p} + 0.3 * sqrt(-2 * ln(1 - random())) * cos(2 * pi() * random()) AS {p}"))
+            .enumerate()
+            .map(|(i, p)| {
+                let (radius, angle) = (uniform(2 * i), uniform(2 * i + 1));
+                format!("{p} + 0.3 * sqrt(-2 * ln(1 - {radius})) * cos(2 * pi() * {angle}) AS {p}")
+            })
             .collect();
         let squares: Vec<String> = pixels.iter().map(|p| format!("power(d['{p}'] - {p}_clean, 2)")).collect();
         let clean: Vec<String> = pixels.iter().map(|p| format!("{p} AS {p}_clean")).collect();
         let db = self.number(&format!(
             "CREATE MODEL m OPTIONS (noise = 'gaussian', scaling = 'common') AS SELECT {PIXELS} FROM '{file}' WHERE fit_0;
-             WITH noisy AS (SELECT {}, {} FROM '{file}', generate_series(1, 5) WHERE NOT fit_0),
+             WITH noisy AS (SELECT {}, {} FROM '{file}', generate_series(1, 5) AS g(value) WHERE NOT fit_0),
              denoised AS (SELECT *, ae_denoise('m') AS d FROM noisy)
              SELECT 10 * log10(1 / avg(({}) / 64)) FROM denoised",
             clean.join(", "),
