@@ -51,3 +51,8 @@ pub(crate) fn whole(value: f64) -> Option<u64> {
     #[allow(clippy::cast_sign_loss, reason = "checked")]
     (value >= 0.0 && value.fract() == 0.0 && value < 1.8e19).then_some(value as u64)
 }
+
+/// A count that a file tells; at most `usize::MAX`.
+pub(crate) fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}

@@ -105,7 +105,7 @@ fn calibration(model: &Model) -> Result<Markup> {
     let Some(calibration) = &model.metadata().calibration else { return Ok(html! {}) };
     Ok(html! {
         h2 { "Errors of the " (calibration.rows) " rows that it was calibrated on" }
-        figure { (PreEscaped(charts::histogram(calibration.errors(), threshold(model))?)) }
+        figure { (PreEscaped(charts::histogram(&calibration.sample(), threshold(model))?)) }
     })
 }
 
