@@ -53,8 +53,10 @@ pub(super) struct Measure<'a> {
     wants_parts: bool,
     error: Vec<f64>,
     parts: Vec<f64>,
-    /// Rows of which nothing was left to compare.
+    /// Whether there was something to compare, of each row up to the last where there was not.
     has_error: Vec<bool>,
+    /// Rows that were passed over or measured.
+    measured: usize,
 }
 
 impl<'a> Measure<'a> {
@@ -108,6 +110,7 @@ impl<'a> Measure<'a> {
             error: Vec::with_capacity(if wants_error { rows.len() } else { 0 }),
             parts: Vec::with_capacity(if wants_parts { rows.len() * n_features } else { 0 }),
             has_error: Vec::new(),
+            measured: 0,
         })
     }
 
@@ -119,9 +122,7 @@ impl<'a> Measure<'a> {
         if self.wants_parts {
             self.parts.resize(self.parts.len() + rows * self.n_features, 0.0);
         }
-        if !self.given.is_empty() {
-            self.has_error.resize(self.has_error.len() + rows, false);
-        }
+        self.measured += rows;
     }
 
     /// Measures the rows of a block that has just run.
@@ -160,6 +161,7 @@ impl<'a> Measure<'a> {
             if self.skips_nan {
                 self.without_nan(first, a, b);
             }
+            self.measured += rows.len();
             return;
         }
         let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
@@ -176,9 +178,10 @@ impl<'a> Measure<'a> {
             if self.wants_error {
                 self.error.push(finished(self.metric, sum_terms(&terms) / n_compared));
             }
-            if !self.given.is_empty() {
-                self.has_error.push(n > 0);
+            if n == 0 {
+                self.has_none(self.measured);
             }
+            self.measured += 1;
             if let (true, Some(features)) = (self.wants_parts, self.features) {
                 let first = self.parts.len();
                 self.parts.resize(first + self.n_features, 0.0);
@@ -193,15 +196,25 @@ impl<'a> Measure<'a> {
     /// original of a model that fills them in.
     fn without_nan<A: Copy + Into<f64>, B: Copy + Into<f64>>(&mut self, first: usize, a: &[A], b: &[B]) {
         let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
-        for (error, (a, b)) in self.error[first..].iter_mut().zip(pairs).filter(|(error, _)| error.is_nan()) {
+        for (row, (a, b)) in pairs.enumerate() {
+            if !self.error[first + row].is_nan() {
+                continue;
+            }
             let is_given = |value: A| -> bool { !<A as Into<f64>>::into(value).is_nan() };
             let term = |(a, b): (&A, &B)| if is_given(*a) { difference(self.metric, *a, *b) } else { 0.0 };
             let terms: Vec<f64> = a.iter().zip(b).map(term).collect();
             let n = a.iter().filter(|value| is_given(**value)).count();
-            if n > 0 {
-                *error = finished(self.metric, sum_terms(&terms) / f64_from_usize(n));
+            match n {
+                0 => self.has_none(self.measured + row),
+                _ => self.error[first + row] = finished(self.metric, sum_terms(&terms) / f64_from_usize(n)),
             }
         }
+    }
+
+    /// Of this row, nothing was left to compare.
+    fn has_none(&mut self, row: usize) {
+        self.has_error.resize(row, true);
+        self.has_error.push(false);
     }
 
     fn is_given(&self, row: usize, column: usize) -> bool {
@@ -210,7 +223,10 @@ impl<'a> Measure<'a> {
     }
 
     /// Hands over what was measured.
-    pub(super) fn finish(self, scores: &mut Scores) {
+    pub(super) fn finish(mut self, scores: &mut Scores) {
+        if !self.has_error.is_empty() {
+            self.has_error.resize(self.measured, true);
+        }
         scores.error = self.error.into();
         scores.parts = self.parts;
         scores.valid_error = match self.has_error.is_empty() {
