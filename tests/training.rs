@@ -115,6 +115,28 @@ async fn rows_beyond_the_memory_are_trained_on_from_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_exported_file_that_is_calibrated_anew_keeps_its_texts() {
+    let session = session();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("m.onnx").display().to_string();
+    run(
+        &session,
+        "CREATE VIEW t AS SELECT sin(value) AS a, CASE WHEN sin(value) > 0 THEN 'up' ELSE 'down' END AS way
+             FROM generate_series(1, 1000) AS s(value)",
+    )
+    .await;
+    run(&session, "CREATE MODEL m OPTIONS (max_iterations = 30, learn_rate = 0.01) AS SELECT a, way FROM t").await;
+    run(&session, &format!("EXPORT MODEL m TO '{file}'")).await;
+    run(&session, &format!("CREATE MODEL again OPTIONS (model_path = '{file}') AS SELECT a, way FROM t WHERE a > 0"))
+        .await;
+    let right = "SELECT avg(CASE WHEN ae_reconstruct('again')['way'] = way THEN 1.0 ELSE 0.0 END) FROM t";
+    assert!(numbers(&session, right).await[0] > 0.95);
+    run(&session, "ALTER MODEL m SET OPTIONS (input_cols = ['x', 'course'])").await;
+    let right = "SELECT avg(CASE WHEN ae_reconstruct('m', a, way)['course'] = way THEN 1.0 ELSE 0.0 END) FROM t";
+    assert!(numbers(&session, right).await[0] > 0.95);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_training_that_is_dropped_leaves_nothing() {
     let session = session();
     session.context().register_batch("t", rows(50_000, 8, 3)).unwrap();

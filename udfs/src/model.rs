@@ -238,8 +238,14 @@ pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metad
 }
 
 fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
-    let mut metadata = options.or(Metadata::read(&graph)?);
+    let own = Metadata::read(&graph)?;
+    let was = Contract::discover(&graph, &own).ok();
+    let is_calibrated_anew = options.calibration.is_some();
+    let mut metadata = options.or(own);
     let contract = Contract::discover(&graph, &metadata)?;
+    if !is_calibrated_anew && !was.is_some_and(|was| was.measures_as(&contract)) {
+        metadata.calibration = None;
+    }
     for role in Role::ALL {
         if let Some(tensor) = contract.tensor(role) {
             metadata.tensors.insert(role, tensor.name.clone());

@@ -112,6 +112,15 @@ pub struct Contract {
 }
 
 impl Contract {
+    /// Whether the errors of both are the same numbers, of the same graph.
+    pub(crate) fn measures_as(&self, other: &Self) -> bool {
+        let roles = [Role::Reconstruction, Role::Scaled, Role::ScaledReconstruction];
+        let name = |contract: &Self, role| contract.tensor(role).map(|tensor| tensor.name.clone());
+        self.error_metric == other.error_metric
+            && self.null_policy == other.null_policy
+            && roles.into_iter().all(|role| name(self, role) == name(other, role))
+    }
+
     /// Finds out what a graph holds: by what is said in `metadata`, then by names, then by shapes.
     ///
     /// # Errors

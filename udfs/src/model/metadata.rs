@@ -64,6 +64,15 @@ impl Feature {
         Self { name: name.into(), type_name: None, levels: Vec::new() }
     }
 
+    /// This feature, and what it does not say, from another.
+    fn or(&self, other: &Self) -> Self {
+        Self {
+            name: self.name.clone(),
+            type_name: self.type_name.clone().or_else(|| other.type_name.clone()),
+            levels: if self.levels.is_empty() { other.levels.clone() } else { self.levels.clone() },
+        }
+    }
+
     /// Type of the source column, where it is known.
     pub fn data_type(&self) -> Option<DataType> {
         self.type_name.as_deref().and_then(|name| name.parse().ok())
@@ -297,15 +306,26 @@ impl Metadata {
             .is_some_and(|key| OWN.contains(&key) || Role::ALL.iter().any(|role| role.name() == key))
     }
 
-    /// `self`, and where it says nothing, `other`.
+    /// `self`, and where it says nothing, `other`; features with other names are the same features, in their order.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         let mut tensors = other.tensors;
         tensors.extend(self.tensors);
+        let (features, scaled_features) = match (self.features, other.features) {
+            (Some(new), Some(old)) if new.len() == old.len() => {
+                let name = |name: &String| {
+                    let place = old.iter().position(|feature| feature.name == *name);
+                    place.map_or_else(|| name.clone(), |place| new[place].name.clone())
+                };
+                let scaled_features = other.scaled_features.map(|names| names.iter().map(name).collect());
+                (Some(new.iter().zip(&old).map(|(new, old)| new.or(old)).collect()), scaled_features)
+            }
+            (new, old) => (new.or(old), other.scaled_features),
+        };
         Self {
-            features: self.features.or(other.features),
+            features,
             tensors,
-            scaled_features: self.scaled_features.or(other.scaled_features),
+            scaled_features: self.scaled_features.or(scaled_features),
             error_metric: self.error_metric.or(other.error_metric),
             null_policy: self.null_policy.or(other.null_policy),
             contamination: self.contamination.or(other.contamination),
