@@ -383,6 +383,13 @@ fn a_report_is_one_page_that_needs_no_network() {
     assert_eq!(html.matches("<svg").count(), 7);
     assert!(html.contains("200 rows") && html.contains("odd &lt;b&gt;") && html.contains("max_iterations"));
     assert!(!html.contains("src=") && !html.contains("href="), "the page loads something");
+    // a comment at the end, and rows without an error
+    let strange = "SELECT CASE WHEN value < 3 THEN CAST('Infinity' AS DOUBLE) ELSE sin(value) END AS a, cos(value) AS b, 'odd' AS c
+                   FROM generate_series(1, 200) -- all of them";
+    let printed = report(&["--data", strange]);
+    assert!(printed.starts_with("exit code 0"), "{printed}");
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.contains("198 rows") && html.contains("2 more, whose error is not a finite number, are left out"));
     // without rows: loss and the errors of the calibration
     report(&[]);
     assert_eq!(std::fs::read_to_string(&page).unwrap().matches("<svg").count(), 2);

@@ -51,6 +51,8 @@ pub(super) struct ReportArgs {
 pub(super) struct Scored {
     /// Errors, of the rows that have one.
     errors: Vec<f64>,
+    /// Rows whose error is infinite or not a number, which are left out.
+    not_finite: usize,
     /// Their codes, if the model has one.
     codes: Vec<Vec<f64>>,
     /// Whether they are known anomalies, if a label was given.
@@ -108,7 +110,8 @@ async fn score(session: &Session, model: &Arc<Model>, data: &str, label: Option<
         return plan_err!("report {model}: the model has no reconstruction error; leave --data out");
     }
     let rows = match data.split_whitespace().next().map(str::to_uppercase).as_deref() {
-        Some("SELECT" | "WITH" | "VALUES" | "TABLE") => format!("({})", data.trim().trim_end_matches(';')),
+        // the line break ends a comment
+        Some("SELECT" | "WITH" | "VALUES" | "TABLE" | "FROM") => format!("({}\n)", data.trim().trim_end_matches(';')),
         _ => format!("'{}'", data.replace('\'', "''")),
     };
     let name = format!("{}@{}", model.name(), model.version());
@@ -129,6 +132,10 @@ async fn score(session: &Session, model: &Arc<Model>, data: &str, label: Option<
     let errors = scored.column(0).as_primitive::<Float64Type>();
     let labels = label.map(|label| is_labelled(&scored, label)).transpose()?;
     for row in (0..scored.num_rows()).filter(|row| errors.is_valid(*row)) {
+        if !errors.value(row).is_finite() {
+            found.not_finite += 1;
+            continue;
+        }
         found.errors.push(errors.value(row));
         if let Some(codes) = scored.column(1).as_fixed_size_list_opt() {
             let code = codes.value(row);
@@ -139,13 +146,13 @@ async fn score(session: &Session, model: &Arc<Model>, data: &str, label: Option<
         }
     }
     if found.errors.is_empty() {
-        return exec_err!("report {model}: no row of --data has an error");
+        return exec_err!("report {model}: no row of --data has an error that is a finite number");
     }
     if model.contract().require_error_features().is_ok() {
         found.worst = worst(session, &name, &rows, model.contract().features.len()).await?;
     }
     if model.contract().tensor(Role::Scaled).is_some() {
-        found.rows = middle_and_worst(session, &name, &rows, &found.errors).await?;
+        found.rows = middle_and_worst(session, &name, &rows, found.errors.len()).await?;
     }
     Ok(found)
 }
@@ -154,18 +161,16 @@ async fn middle_and_worst(
     session: &Session,
     name: &str,
     rows: &str,
-    errors: &[f64],
+    n_errors: usize,
 ) -> Result<Vec<(f64, Vec<f64>, Vec<f64>)>> {
-    let mut sorted = errors.to_vec();
-    sorted.sort_by(f64::total_cmp);
     let mut found = Vec::new();
-    for error in [sorted.get(sorted.len() / 2), sorted.last()].into_iter().flatten() {
+    for place in [n_errors / 2, n_errors - 1] {
         let batch = query(
             session,
             &format!(
                 "SELECT error, run['scaled'], run['scaled_reconstruction']
                  FROM (SELECT ae_error('{name}') AS error, ae_run('{name}') AS run FROM {rows} AS rows)
-                 WHERE error = {error:?} LIMIT 1"
+                 WHERE error < CAST('Infinity' AS DOUBLE) ORDER BY error LIMIT 1 OFFSET {place}"
             ),
         )
         .await?;
@@ -174,7 +179,7 @@ async fn middle_and_worst(
             list.as_primitive::<Float32Type>().values().iter().copied().map(f64::from).collect()
         };
         if batch.num_rows() > 0 {
-            found.push((*error, values(1), values(2)));
+            found.push((batch.column(0).as_primitive::<Float64Type>().value(0), values(1), values(2)));
         }
     }
     Ok(found)
@@ -199,8 +204,9 @@ async fn worst(session: &Session, name: &str, rows: &str, n_features: usize) -> 
         &format!(
             "SELECT error, unnest(causes)['feature'] AS feature, CAST(unnest(causes)['value'] AS VARCHAR) AS value,
                     CAST(unnest(causes)['expected'] AS VARCHAR) AS expected, unnest(causes)['share'] AS share
-             FROM (SELECT ae_error('{name}') AS error, ae_contributions('{name}') AS causes FROM {rows} AS rows
-                   ORDER BY error DESC NULLS LAST LIMIT {WORST})"
+             FROM (SELECT * FROM (SELECT ae_error('{name}') AS error, ae_contributions('{name}') AS causes
+                                  FROM {rows} AS rows)
+                   WHERE error < CAST('Infinity' AS DOUBLE) ORDER BY error DESC LIMIT {WORST})"
         ),
     )
     .await?;

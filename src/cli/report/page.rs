@@ -124,6 +124,7 @@ fn rows(model: &Model, data: &str, scored: &Scored) -> Result<Markup> {
         p {
             (scored.errors.len()) " rows"
             @if let Some(over) = over { ", " (over) " of them anomalies" }
+            @if scored.not_finite > 0 { "; " (scored.not_finite) " more, whose error is not a finite number, are left out" }
             "."
         }
         div.charts {
