@@ -195,14 +195,18 @@ impl Training {
             }
             None => Design::of(&table, &columns, self.config.max_categories, self.config.scaling)?,
         };
+        if let (Some(base), Some(labels), true) = (&self.base, &labels, self.config.warm_start) {
+            base.check_classes(&labels.classes)?;
+        }
         let statistics = outcome::statistics(&table, &columns);
-        let split = Split::of(table.rows, &self.config);
+        let split = Split::of(&table, &self.config, self.memory);
         self.settle(split.train);
         let parts = rows::split(table, &design, &columns, labels.as_ref(), &split, self.memory, &self.disk)?;
         let rounds =
             Rounds { samples: &parts.train, held_out: &parts.held_out, options: &self.config.fit, watch: &self.watch };
         let hidden_units = self.hidden_units(design.width);
         let recipe = Recipe { config: &self.config, hidden_units: &hidden_units, rounds };
+        recipe.check_size(&self.limits)?;
         let trained = self.recipe(&recipe, labels.as_ref())?;
         let finished = outcome::Finished {
             recipe,
@@ -223,6 +227,12 @@ impl Training {
         config.fit.max_iterations = config.max_iterations.unwrap_or_else(|| config.aim.epochs(rows));
         config.told.insert("batch_size".to_owned(), config.fit.batch_size.into());
         config.told.insert("max_iterations".to_owned(), config.fit.max_iterations.into());
+        if let Some(base) = &self.base {
+            for option in config::OF_THE_BASE {
+                config.told.remove(option);
+                config.told.extend(base.told(option).map(|value| (option.to_owned(), value)));
+            }
+        }
     }
 
     fn hidden_units(&self, width: usize) -> Vec<usize> {

@@ -150,14 +150,13 @@ pub(super) fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
     let count = |name: &str| HumanCount(value(name).and_then(Value::as_u64).unwrap_or_default()).to_string();
     let shape = value("shape").and_then(Value::as_str).unwrap_or_default();
     let mut lines = vec![format!("network {shape}, {} rows, {} epochs", count("rows"), count("epochs"))];
-    if let Some(error) = number("held_out_error") {
-        let floors = match (number("mean_only_error"), number("pca_error")) {
-            (Some(mean), Some(pca)) => {
-                format!("; the mean of each column gives {mean:.5}, principal components as many as the code {pca:.5}")
-            }
-            _ => String::new(),
-        };
-        lines.push(format!("mean squared error of {} held-out rows {error:.5}{floors}", count("held_out_rows")));
+    let held_out = number("held_out_error").map(|error| (error, format!("{} held-out", count("held_out_rows"))));
+    let trained_on = number("training_error").map(|error| (error, format!("the {} training", count("rows"))));
+    if let Some((error, which)) = held_out.or(trained_on) {
+        let mean = number("mean_only_error").map(|mean| format!("; the mean of each column gives {mean:.5}"));
+        let pca = number("pca_error").map(|pca| format!(", principal components as many as the code {pca:.5}"));
+        let floors = [mean, pca].into_iter().flatten().collect::<String>();
+        lines.push(format!("mean squared error of {which} rows {error:.5}{floors}"));
         if number("mean_only_error").is_some_and(|mean| error >= 0.99 * mean) {
             lines.push(
                 "warning: the model reconstructs no better than the mean of each column: it learnt nothing; give it more rows, \
@@ -169,6 +168,9 @@ pub(super) fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
     if let Some(accuracy) = number("held_out_accuracy") {
         lines.push(format!("accuracy on held-out rows {accuracy:.4}"));
     }
+    if let Some(accuracy) = number("training_accuracy") {
+        lines.push(format!("accuracy on the training rows {accuracy:.4}"));
+    }
     lines.push(match number("threshold") {
         Some(threshold) => format!(
             "calibrated on {} other rows: an error from {threshold:.5} up is an anomaly",
@@ -177,7 +179,7 @@ pub(super) fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
         None => match value("calibration_rows").and_then(Value::as_u64) {
             Some(0) => "not calibrated: no rows were left for it, so that there are no p-values".to_owned(),
             _ => format!(
-                "calibrated on {} other rows, none of which would be an anomaly: contamination is less than one in them",
+                "calibrated on {} other rows, none of which would be an anomaly: no error is rarer than contamination",
                 count("calibration_rows")
             ),
         },

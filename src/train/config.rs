@@ -224,6 +224,10 @@ impl Taker {
     }
 }
 
+/// What a model that a training goes on from has, so that the options cannot say it; the file tells it nevertheless.
+pub(super) const OF_THE_BASE: [&str; 6] =
+    ["hidden_units", "activation_fn", "code_activation_fn", "training", "scaling", "max_categories"];
+
 impl Config {
     /// What `OPTIONS (…)` says.
     ///
@@ -231,6 +235,8 @@ impl Config {
     /// A planning error that names the option, what it must be, and what was found.
     pub(super) fn of(options: Options) -> Result<Self> {
         let mut taker = Taker { options, told: BTreeMap::new() };
+        let of_the_base: Vec<&str> = OF_THE_BASE.into_iter().filter(|key| taker.options.contains(key)).collect();
+        let has_head_units = taker.options.contains("head_units");
         let model_type = taker.text("model_type")?;
         let classifier = classifier(&mut taker, model_type.as_deref() == Some("classifier"))?;
         let hidden_units = taker.widths("hidden_units")?;
@@ -292,10 +298,18 @@ impl Config {
             told: BTreeMap::new(),
         };
         taker.options.finish(&OPTIONS)?;
-        if config.warm_start && config.hidden_units.is_some() {
-            return plan_err!(
-                "option warm_start goes on with a network that has its hidden_units already; leave them out"
-            );
+        let base = match &config.classifier {
+            Some(ClassifierOptions { base_model: Some(_), .. }) => Some("base_model"),
+            _ if config.warm_start => Some("warm_start"),
+            _ => None,
+        };
+        // of a head with hidden layers, they compute it
+        let is_of_the_head = |key: &str| key == "activation_fn" && has_head_units;
+        if let Some((base, key)) = base.zip(of_the_base.into_iter().find(|key| !is_of_the_head(key))) {
+            return plan_err!("option {key} does not go with {base}: the network and its scales are there already");
+        }
+        if config.warm_start && has_head_units {
+            return plan_err!("option head_units does not go with warm_start: the head is there already");
         }
         Ok(Self { told: taker.told, ..config })
     }

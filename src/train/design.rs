@@ -15,6 +15,10 @@ use crate::narrow::to_f32;
 /// Beyond this many deviations from zero, a mean does not leave enough digits in `f32`, and a column is read as `f64`.
 const FAR_FROM_ZERO: f64 = 32.0;
 
+/// Numbers between these, and their inverses, are `f32` with all digits; a column of others is read as `f64`.
+const LEAST_SINGLE: f64 = 1e-30;
+const MOST_SINGLE: f64 = 1e30;
+
 /// Most columns of the scaled space.
 const MOST_COLUMNS: usize = 1 << 16;
 
@@ -192,5 +196,8 @@ fn common_deviation<'a>(columns: impl Iterator<Item = &'a Column>) -> f64 {
 
 fn number(numbers: &Numbers, deviation: f64) -> Encoding {
     let deviation = if deviation > 0.0 { deviation } else { 1.0 };
-    Encoding::Number { mean: numbers.mean, deviation, is_double: numbers.mean.abs() > FAR_FROM_ZERO * deviation }
+    let is_far = numbers.mean.abs() > FAR_FROM_ZERO * deviation;
+    let fits = |value: f64| value == 0.0 || LEAST_SINGLE < value.abs() && value.abs() < MOST_SINGLE;
+    let is_single = [deviation, numbers.min, numbers.max].into_iter().all(fits);
+    Encoding::Number { mean: numbers.mean, deviation, is_double: is_far || !is_single }
 }

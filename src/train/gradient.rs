@@ -7,7 +7,7 @@ use rand_pcg::Pcg64Mcg;
 
 use super::loss::{cross_entropy, reconstruction, sign};
 use super::network::Network;
-use super::noise::Noise;
+use super::noise::{Extremes, Noise};
 use super::product::{Into, Matrix, multiply};
 use crate::narrow::to_f32;
 
@@ -49,6 +49,8 @@ pub(super) struct Rows<'a> {
     pub(super) width: usize,
     /// What the network reads in place of a missing value, one number a column.
     pub(super) fill: &'a [f32],
+    /// The smallest and the largest value of each column.
+    pub(super) extremes: &'a Extremes,
     /// One class a row; empty without labels.
     pub(super) labels: &'a [u32],
 }
@@ -84,7 +86,7 @@ impl Pass {
     ) {
         let n = indices.len();
         self.gather(network, rows, indices);
-        self.forward(network, objective, n, rng);
+        self.forward(network, objective, rows.extremes, n, rng);
         self.measure(network, objective, n, batch);
         self.backward(network, objective, n, batch);
     }
@@ -99,7 +101,7 @@ impl Pass {
         rng: &mut Pcg64Mcg,
     ) {
         self.gather(network, rows, indices);
-        self.forward(network, objective, indices.len(), rng);
+        self.forward(network, objective, rows.extremes, indices.len(), rng);
         self.measure(network, objective, indices.len(), indices.len());
     }
 
@@ -131,7 +133,7 @@ impl Pass {
         fill_missing(first, rows.fill);
     }
 
-    fn forward(&mut self, network: &Network, objective: &Objective, n: usize, rng: &mut Pcg64Mcg) {
+    fn forward(&mut self, network: &Network, objective: &Objective, extremes: &Extremes, n: usize, rng: &mut Pcg64Mcg) {
         for (index, layer) in network.layers().iter().enumerate() {
             let (given, next) = self.activations.split_at_mut(index + 1);
             let (given, next) = (&mut given[index], &mut next[0]);
@@ -140,7 +142,9 @@ impl Pass {
                     self.target.clone_from(given);
                 }
                 if let Some(noise) = objective.noise {
-                    noise.add(given, layer.inputs, rng);
+                    // of what hidden layers give, only these rows are known
+                    let own = (index > 0).then(|| Extremes::of(given, layer.inputs));
+                    noise.add(given, own.as_ref().unwrap_or(extremes), rng);
                 }
             }
             next.resize(n * layer.outputs, 0.0);

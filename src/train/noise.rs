@@ -33,8 +33,8 @@ pub(super) struct Noise {
 }
 
 impl Noise {
-    /// Spoils rows of `width` values.
-    pub(super) fn add(self, rows: &mut [f32], width: usize, rng: &mut Pcg64Mcg) {
+    /// Spoils rows whose columns have these extremes.
+    pub(super) fn add(self, rows: &mut [f32], Extremes { low, high }: &Extremes, rng: &mut Pcg64Mcg) {
         match self.kind {
             NoiseKind::Gaussian => {
                 for value in rows {
@@ -50,9 +50,8 @@ impl Noise {
                 }
             }
             NoiseKind::SaltAndPepper => {
-                let (low, high) = extremes(rows, width);
-                for row in rows.chunks_exact_mut(width) {
-                    for ((value, low), high) in row.iter_mut().zip(&low).zip(&high) {
+                for row in rows.chunks_exact_mut(low.len().max(1)) {
+                    for ((value, low), high) in row.iter_mut().zip(low).zip(high) {
                         let chance: f32 = rng.random();
                         if chance < self.level {
                             *value = if chance < self.level / 2.0 { *low } else { *high };
@@ -65,14 +64,47 @@ impl Noise {
 }
 
 /// Smallest and largest value of each column.
-fn extremes(rows: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
-    let mut low = vec![f32::INFINITY; width];
-    let mut high = vec![f32::NEG_INFINITY; width];
-    for row in rows.chunks_exact(width) {
-        for ((value, low), high) in row.iter().zip(&mut low).zip(&mut high) {
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Extremes {
+    low: Vec<f32>,
+    high: Vec<f32>,
+}
+
+impl Extremes {
+    /// Of no rows yet.
+    pub(super) fn new(width: usize) -> Self {
+        Self { low: vec![f32::INFINITY; width], high: vec![f32::NEG_INFINITY; width] }
+    }
+
+    /// Of rows of `width` values.
+    pub(super) fn of(rows: &[f32], width: usize) -> Self {
+        let mut extremes = Self::new(width);
+        rows.chunks_exact(width.max(1)).for_each(|row| extremes.add(row));
+        extremes
+    }
+
+    /// A row more; missing values (NaN) do not count.
+    pub(super) fn add(&mut self, row: &[f32]) {
+        for ((value, low), high) in row.iter().zip(&mut self.low).zip(&mut self.high) {
             *low = low.min(*value);
             *high = high.max(*value);
         }
     }
-    (low, high)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn salt_and_pepper_are_the_extremes_of_the_columns_whatever_the_rows() {
+        let extremes = Extremes::of(&[-1.0, 5.0, 2.0, f32::NAN, 0.0, 7.0], 2);
+        let mut row = [0.5, 6.0];
+        let noise = Noise { kind: NoiseKind::SaltAndPepper, level: 1.0 };
+        noise.add(&mut row, &extremes, &mut Pcg64Mcg::seed_from_u64(0));
+        let is_extreme = |value: f32, extremes: [f32; 2]| extremes.contains(&value);
+        assert!(is_extreme(row[0], [-1.0, 2.0]) && is_extreme(row[1], [5.0, 7.0]), "{row:?}");
+    }
 }

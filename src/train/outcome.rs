@@ -159,9 +159,10 @@ impl Finished<'_> {
     fn summary(&self, calibration: Option<&Calibration>) -> Result<Vec<(&'static str, Value)>> {
         let Networks { encoder, decoder, head } = &self.trained.networks;
         let seed = self.recipe.config.fit.seed;
-        let held_out = match self.parts.held_out.len() {
-            0 => &self.parts.train,
-            _ => &self.parts.held_out,
+        // of rows that were not trained on, if there are any
+        let (measured, error, accuracy) = match self.parts.held_out.len() {
+            0 => (&self.parts.train, "training_error", "training_accuracy"),
+            _ => (&self.parts.held_out, "held_out_error", "held_out_accuracy"),
         };
         let mut summary = vec![
             ("shape", json!(shape(&self.trained.networks))),
@@ -176,20 +177,23 @@ impl Finished<'_> {
         let network = encoder.then(decoder);
         let plain = |network: &super::network::Network, loss| Objective::plain(loss, 0..network.layers().len());
         let squared = Loss::Reconstruction { of: 0, absolute: false };
-        if let Some(evaluation) = evaluate(&network, &plain(&network, squared), held_out, seed)? {
-            summary.push(("held_out_error", json!(evaluation.loss)));
+        if let Some(evaluation) = evaluate(&network, &plain(&network, squared), measured, seed)? {
+            summary.push((error, json!(evaluation.loss)));
         }
-        if self.design.width <= MOST_PCA_COLUMNS {
-            let axes = Axes::of(&self.parts.train, encoder.outputs().min(self.design.width), PCA_ROWS)?;
-            let floors = axes.floors(held_out)?;
-            summary.push(("mean_only_error", json!(floors.mean_only)));
+        let axes = match self.design.width <= MOST_PCA_COLUMNS {
+            true => Axes::of(&self.parts.train, encoder.outputs().min(self.design.width), PCA_ROWS)?,
+            false => Axes::mean_alone(&self.parts.train, PCA_ROWS)?,
+        };
+        let floors = axes.floors(measured)?;
+        summary.push(("mean_only_error", json!(floors.mean_only)));
+        if !axes.axes.is_empty() {
             summary.push(("pca_error", json!(floors.pca)));
         }
         if let Some(head) = head {
             let classifier = encoder.then(head);
             let objective = plain(&classifier, Loss::CrossEntropy);
-            if let Some(evaluation) = evaluate(&classifier, &objective, held_out, seed)? {
-                summary.push(("held_out_accuracy", json!(evaluation.accuracy)));
+            if let Some(evaluation) = evaluate(&classifier, &objective, measured, seed)? {
+                summary.push((accuracy, json!(evaluation.accuracy)));
             }
         }
         if let Some(calibration) = calibration {

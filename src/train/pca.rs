@@ -22,15 +22,7 @@ impl Axes {
     /// An execution error if the rows cannot be read back.
     pub(super) fn of(samples: &Samples, count: usize, most: usize) -> Result<Self> {
         let width = samples.width();
-        let mut sums = vec![0.0_f64; width];
-        let mut n = 0.0_f64;
-        for_blocks(samples, most, |rows| {
-            for row in rows.chunks_exact(width) {
-                n += 1.0;
-                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
-            }
-        })?;
-        let mean: Vec<f64> = sums.iter().map(|sum| sum / n.max(1.0)).collect();
+        let Self { mean, .. } = Self::mean_alone(samples, most)?;
         let mut products = vec![0.0_f64; width * width];
         let (mut centered, mut product) = (Vec::new(), vec![0.0; width * width]);
         for_blocks(samples, most, |rows| {
@@ -44,6 +36,23 @@ impl Axes {
             products.iter_mut().zip(&product).for_each(|(sum, value)| *sum += f64::from(*value));
         })?;
         Ok(Self { mean, axes: largest_axes(products, width, count) })
+    }
+
+    /// The mean of rows, and no axes.
+    ///
+    /// # Errors
+    /// As [`Axes::of`].
+    pub(super) fn mean_alone(samples: &Samples, most: usize) -> Result<Self> {
+        let width = samples.width();
+        let mut sums = vec![0.0_f64; width];
+        let mut n = 0.0_f64;
+        for_blocks(samples, most, |rows| {
+            for row in rows.chunks_exact(width) {
+                n += 1.0;
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+            }
+        })?;
+        Ok(Self { mean: sums.iter().map(|sum| sum / n.max(1.0)).collect(), axes: Vec::new() })
     }
 }
 

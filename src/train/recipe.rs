@@ -5,7 +5,9 @@ pub(super) mod layerwise;
 pub(super) mod linear;
 pub(super) mod together;
 
+use aefusion_udfs::model::Limits;
 use aefusion_udfs::model::metadata::{Epoch, ErrorMetric};
+use datafusion::common::plan_err;
 use datafusion::error::Result;
 
 use super::activation::Activation;
@@ -39,7 +41,7 @@ impl Recipe<'_> {
     /// An execution error if a training diverges or is given up.
     pub(super) fn autoencoder(&self) -> Result<Trained> {
         match self.config.order {
-            _ if linear::fits(self.config) => linear::train(self),
+            _ if linear::fits(self.config, self.rounds.samples.width()) => linear::train(self),
             Order::Together => together::train(self, self.first_networks()),
             Order::Layerwise => layerwise::train(self),
             Order::LayerwiseFinetune => layerwise::train(self)?.followed_by(|networks| together::train(self, networks)),
@@ -90,6 +92,23 @@ impl Recipe<'_> {
         if self.config.aim == Aim::Sparse && network.layers()[code].activation == Activation::Sigmoid {
             network.bias_mut(code).fill(OFF);
         }
+    }
+
+    /// That the file will not be refused for its size, before hours are spent on it.
+    ///
+    /// # Errors
+    /// A planning error if the weights alone are too large.
+    pub(super) fn check_size(&self, limits: &Limits) -> Result<()> {
+        let weights = |layer: &Layer| (layer.inputs as u64 + 1) * layer.outputs as u64;
+        let bytes = size_of::<f32>() as u64
+            * self.encoder_layers().iter().chain(&self.decoder_layers()).map(weights).sum::<u64>();
+        if bytes > limits.bytes {
+            return plan_err!(
+                "the network would take {bytes} bytes, and a model at most {} (ae.max_model_bytes); give smaller hidden_units",
+                limits.bytes
+            );
+        }
+        Ok(())
     }
 
     /// To reconstruct what layer `of` is given, by the layers from there to the last of `network`.

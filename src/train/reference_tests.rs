@@ -9,7 +9,7 @@ use super::activation::Activation;
 use super::fit::{FitOptions, Fitting, Schedule, Unwatched, generator};
 use super::gradient::{Loss, Objective, Pass, Rows};
 use super::network::{Layer, Network};
-use super::noise::{Noise, NoiseKind};
+use super::noise::{Extremes, Noise, NoiseKind};
 use super::optimizer::OptimizerKind;
 
 #[derive(Deserialize)]
@@ -95,7 +95,9 @@ fn losses_gradients_and_steps_are_those_of_pytorch() {
         };
         let values: Vec<f32> = case.rows.iter().flatten().map(|value| value.unwrap_or(f32::NAN)).collect();
         let fill = vec![0.0; case.widths[0]];
-        let rows = Rows { values: &values, width: case.widths[0], fill: &fill, labels: &case.labels };
+        let width = case.widths[0];
+        let extremes = Extremes::of(&values, width);
+        let rows = Rows { values: &values, width, fill: &fill, extremes: &extremes, labels: &case.labels };
         let indices: Vec<u32> = (0..7).collect();
         let options = options(OptimizerKind::named("optimizer", &case.optimizer).unwrap());
         let mut fitting = Fitting::new(&objective, &options, &network, &Unwatched);
@@ -153,7 +155,8 @@ fn gradients_are_those_of_finite_differences() {
     for (_, activation) in Activation::NAMES {
         for objective in &objectives {
             let network = network(&widths, *activation);
-            let rows = Rows { values: &with_gaps, width: 6, fill: &fill, labels: &labels };
+            let extremes = Extremes::of(&with_gaps, 6);
+            let rows = Rows { values: &with_gaps, width: 6, fill: &fill, extremes: &extremes, labels: &labels };
             let trained = network.range(objective.trained.clone());
             let (_, gradients) = measured(&network, objective, &rows);
             let mut checked = 0;

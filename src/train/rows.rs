@@ -15,7 +15,7 @@ use super::config::Config;
 use super::design::Design;
 use super::fit::generator;
 use super::samples::{NO_LABEL, Samples, SamplesWriter};
-use super::table::{Known, Table, UNCOUNTED};
+use super::table::{Known, LONGEST_LEVEL, Table, UNCOUNTED};
 use crate::narrow::to_usize;
 
 /// Rows that are held out at most, of each kind: more make nothing more certain.
@@ -62,6 +62,9 @@ impl Labels {
             );
         }
         let n = texts.names.len();
+        if n == 0 && texts.uncounted == 0 {
+            return exec_err!("column \"{label}\" is NULL in every row, and a classifier learns from labels");
+        }
         if n < 2 || texts.uncounted > 0 || n > MOST_CLASSES {
             let found = if texts.uncounted > 0 { "more".to_owned() } else { n.to_string() };
             return exec_err!("column \"{label}\" must hold from 2 to {MOST_CLASSES} different labels; found {found}");
@@ -94,9 +97,13 @@ pub(super) struct Split {
 }
 
 impl Split {
-    pub(super) fn of(rows: usize, config: &Config) -> Self {
+    /// Rows to calibrate on stay in memory, so that they take a quarter of it at most.
+    pub(super) fn of(table: &Table, config: &Config, memory: usize) -> Self {
+        let rows = table.rows;
+        let in_memory = memory / 4 / (table.columns.len().max(1) * size_of::<f64>());
         let share = |fraction: f64| to_usize(rows as f64 * fraction).min(MOST_HELD_OUT);
-        let (held_out, calibration) = (share(config.eval_fraction), share(config.calibration_fraction));
+        let held_out = share(config.eval_fraction);
+        let calibration = share(config.calibration_fraction).min(in_memory.max(1));
         let train = rows.saturating_sub(held_out + calibration).max(1);
         let rest = rows - train;
         let held_out = held_out.min(rest);
@@ -112,7 +119,7 @@ pub(super) struct Parts {
     pub(super) held_out: Samples,
     /// Rows that nothing was decided on, as the table holds them.
     pub(super) calibration: Vec<RecordBatch>,
-    /// Some rows, to compare network and file on.
+    /// Some of the rows that stopping is decided on, as the table holds them; of any rows, if there are none.
     pub(super) some: Vec<RecordBatch>,
     /// The texts behind the numbers of each column.
     pub(super) texts: Vec<Vec<Arc<str>>>,
@@ -138,13 +145,13 @@ pub(super) fn split(
     held_out.reserve(split.held_out);
     let mut rng = generator(split.seed, &[0]);
     let (mut left, mut to_hold_out, mut to_calibrate) = (split.rows, split.held_out, split.calibration);
-    let (mut calibration, mut some) = (Vec::new(), Vec::new());
+    let (mut calibration, mut some, mut compared) = (Vec::new(), Vec::new(), 0);
     let mut scaled = Vec::new();
     let columns_known = table.drain(|batch| {
         design.encode(&batch, columns, &mut scaled);
         let classes: Option<&UInt32Array> =
             labels.map(|labels| batch.column(labels.column).as_primitive::<UInt32Type>());
-        let mut calibrating: Vec<u64> = Vec::new();
+        let (mut calibrating, mut holding): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
         for (i, row) in scaled.chunks_exact(design.width).enumerate() {
             let label = match (labels, classes) {
                 (Some(labels), Some(classes)) => labels.place(classes.is_valid(i).then(|| classes.value(i))),
@@ -156,6 +163,9 @@ pub(super) fn split(
             if draw < to_hold_out {
                 to_hold_out -= 1;
                 held_out.push(row, label)?;
+                if compared + holding.len() < SOME {
+                    holding.push(i as u64);
+                }
             } else if draw < to_hold_out + to_calibrate {
                 to_calibrate -= 1;
                 calibrating.push(i as u64);
@@ -163,7 +173,10 @@ pub(super) fn split(
                 train.push(row, label)?;
             }
         }
-        if some.is_empty() {
+        if !holding.is_empty() {
+            compared += holding.len();
+            some.push(take_record_batch(&batch, &UInt64Array::from(holding))?);
+        } else if split.held_out == 0 && some.is_empty() {
             some.push(batch.slice(0, batch.num_rows().min(SOME)));
         }
         if !calibrating.is_empty() {
@@ -181,15 +194,15 @@ pub(super) fn split(
 impl Parts {
     /// Columns of a batch as the exported file takes them.
     pub(super) fn inputs(&self, batch: &RecordBatch, columns: &[usize]) -> Vec<Arc<dyn Array>> {
-        /// No level is this text.
-        const OTHER: &str = "\u{0}";
+        // longer than any level
+        let other = "?".repeat(LONGEST_LEVEL + 1);
         let input = |column: &usize| -> Arc<dyn Array> {
             let array = batch.column(*column);
             match array.as_primitive_opt::<UInt32Type>() {
                 None => Arc::clone(array),
                 Some(numbers) => {
                     let texts = &self.texts[*column];
-                    let text = |number: u32| if number == UNCOUNTED { OTHER } else { &texts[number as usize] };
+                    let text = |number: u32| if number == UNCOUNTED { other.as_str() } else { &texts[number as usize] };
                     Arc::new(numbers.iter().map(|number| number.map(text)).collect::<StringArray>())
                 }
             }

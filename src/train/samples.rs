@@ -17,6 +17,7 @@ use rand::seq::SliceRandom;
 use rand_pcg::Pcg64Mcg;
 
 use super::gradient::Rows;
+use super::noise::Extremes;
 use super::spill::{Spilled, Writer};
 
 /// The label of a row that has none.
@@ -32,6 +33,7 @@ pub(super) struct Samples {
     n: usize,
     /// What a network reads in place of a missing value, one number a column.
     fill: Vec<f32>,
+    extremes: Extremes,
     store: Store,
 }
 
@@ -78,7 +80,13 @@ impl Samples {
             if let Some(rng) = shuffle {
                 indices.shuffle(rng);
             }
-            let rows = Rows { values: &block.values, width: self.width, fill: &self.fill, labels: &block.labels };
+            let rows = Rows {
+                values: &block.values,
+                width: self.width,
+                fill: &self.fill,
+                extremes: &self.extremes,
+                labels: &block.labels,
+            };
             visit(&rows, &indices)
         };
         let (spilled, together) = match &self.store {
@@ -132,6 +140,7 @@ pub(super) struct SamplesWriter {
     width: usize,
     n: usize,
     fill: Vec<f32>,
+    extremes: Extremes,
     has_labels: bool,
     budget: usize,
     disk: Arc<DiskManager>,
@@ -145,7 +154,8 @@ impl SamplesWriter {
     /// up to which they stay in memory.
     pub(super) fn new(fill: Vec<f32>, has_labels: bool, budget: usize, disk: Arc<DiskManager>) -> Self {
         let width = fill.len();
-        Self { width, n: 0, fill, has_labels, budget, disk, pending: Block::default(), file: None }
+        let extremes = Extremes::new(width);
+        Self { width, n: 0, fill, extremes, has_labels, budget, disk, pending: Block::default(), file: None }
     }
 
     /// Makes room for so many rows, or for those that stay in memory: what grows by doubling would take twice as much.
@@ -160,6 +170,7 @@ impl SamplesWriter {
     /// An execution error if the file cannot be written.
     pub(super) fn push(&mut self, row: &[f32], label: Option<u32>) -> Result<()> {
         self.pending.values.extend_from_slice(row);
+        self.extremes.add(row);
         if self.has_labels {
             self.pending.labels.push(label.unwrap_or(NO_LABEL));
         }
@@ -234,6 +245,6 @@ impl SamplesWriter {
             // one part is trained on while the next is read, and a third may wait for it
             Some(writer) => Store::File { spilled: writer.finish()?, together: (self.budget / 3 / BLOCK_BYTES).max(1) },
         };
-        Ok(Samples { width: self.width, n: self.n, fill: self.fill, store })
+        Ok(Samples { width: self.width, n: self.n, fill: self.fill, extremes: self.extremes, store })
     }
 }

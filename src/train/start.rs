@@ -5,7 +5,7 @@ use std::sync::Arc;
 use aefusion_udfs::config::AeOptions;
 use aefusion_udfs::model::Model;
 use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::model::metadata::Feature as FileFeature;
+use aefusion_udfs::model::metadata::{Classes, Feature as FileFeature};
 use aefusion_udfs::model::store::{ModelName, ModelRef};
 use aefusion_udfs::named::Named;
 use aefusion_udfs::near;
@@ -99,7 +99,37 @@ impl Base {
             (None, false) => return Ok(None),
         };
         let model = models.find(&reference, &settings.limits()).await.map_err(|e| e.context(option))?;
-        Self::read(&model).map_err(|e| e.context(option)).map(Some)
+        let base = Self::read(&model).map_err(|e| e.context(option))?;
+        if config.classifier.is_none() && base.networks.head.is_some() {
+            return plan_err!(
+                "{option}: model {model} is a classifier; give model_type = 'classifier' and its input_label_cols, or leave \
+                 warm_start out"
+            );
+        }
+        Ok(Some(base))
+    }
+
+    /// What its file tells of an option.
+    pub(super) fn told(&self, option: &str) -> Option<serde_json::Value> {
+        self.model.metadata().training.as_ref()?.options.get(option).cloned()
+    }
+
+    /// That a classifier which goes on has the classes that it had.
+    ///
+    /// # Errors
+    /// A planning error if it has others.
+    pub(super) fn check_classes(&self, found: &Classes) -> Result<()> {
+        match &self.model.metadata().classes {
+            Some(classes) if classes.labels != found.labels => plan_err!(
+                "option warm_start: model {} tells the labels {}, and the query gives {}; leave warm_start out, or give \
+                 base_model = '{}', for a new head",
+                self.model,
+                classes.labels.join(", "),
+                found.labels.join(", "),
+                self.model
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn read(model: &Arc<Model>) -> Result<Self> {

@@ -19,9 +19,13 @@ use super::spill::{Spilled, Writer};
 const MOST_LEVELS: usize = 100_000;
 
 /// Longest text that is a level of its own, bytes.
-const LONGEST_LEVEL: usize = 1024;
+pub(super) const LONGEST_LEVEL: usize = 1024;
 
-/// The number of a text that came after [`MOST_LEVELS`] others.
+/// Bytes that a level takes beside its text.
+const LEVEL_BYTES: usize = 96;
+
+/// The number of a text that is counted as one of the others: it came after [`MOST_LEVELS`] others, or after as many as
+/// there is room for, is too long, or holds a zero byte, which ONNX Runtime does not take.
 pub(super) const UNCOUNTED: u32 = u32::MAX;
 
 /// What is known of a column of numbers.
@@ -86,18 +90,26 @@ pub(super) struct Texts {
     pub(super) counts: Vec<usize>,
     pub(super) nulls: usize,
     pub(super) uncounted: usize,
+    /// Bytes that may still be taken.
+    room: usize,
 }
 
 impl Texts {
+    fn with_room(room: usize) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     fn number(&mut self, text: &str) -> u32 {
         if let Some(number) = self.numbers.get(text) {
             self.counts[*number as usize] += 1;
             return *number;
         }
-        if self.names.len() >= MOST_LEVELS || text.len() > LONGEST_LEVEL {
+        let bytes = text.len() + LEVEL_BYTES;
+        if self.names.len() >= MOST_LEVELS || text.len() > LONGEST_LEVEL || bytes > self.room || text.contains('\0') {
             self.uncounted += 1;
             return UNCOUNTED;
         }
+        self.room -= bytes;
         let number = u32::try_from(self.names.len()).unwrap_or(UNCOUNTED);
         let name: Arc<str> = Arc::from(text);
         self.names.push(Arc::clone(&name));
@@ -165,6 +177,14 @@ pub(super) async fn read(
     disk: Arc<DiskManager>,
 ) -> Result<Table> {
     let mut columns = columns(&stream.schema(), as_texts)?;
+    // the texts of all columns together take a quarter of the memory at most
+    let texts = || columns.iter().filter(|column| matches!(column.known, Known::Texts(_)));
+    let room = budget / 4 / texts().count().max(1);
+    for column in &mut columns {
+        if let Known::Texts(texts) = &mut column.known {
+            *texts = Texts::with_room(room);
+        }
+    }
     let schema = Arc::new(Schema::new(columns.iter().map(kept_field).collect::<Vec<_>>()));
     let mut keeper = Keeper { schema, budget, disk, bytes: 0, pending: Vec::new(), file: None };
     let mut rows = 0;
@@ -180,7 +200,7 @@ pub(super) async fn read(
     if rows == 0 {
         return exec_err!("the query gives no rows to train on");
     }
-    columns.iter().try_for_each(Column::check)?;
+    columns.iter().filter(|column| !as_texts.contains(&column.name)).try_for_each(Column::check)?;
     Ok(Table { columns, rows, kept: keeper.finish()? })
 }
 
@@ -243,6 +263,12 @@ impl Column {
             Known::Numbers(Numbers { given: 0, .. }) => {
                 exec_err!("column \"{}\" is NULL in every row; leave it out of the query", self.name)
             }
+            Known::Numbers(numbers) if !(numbers.mean.is_finite() && numbers.squares.is_finite()) => exec_err!(
+                "column \"{}\" holds numbers from {:e} to {:e}, whose variance is not a double any more; divide it",
+                self.name,
+                numbers.min,
+                numbers.max
+            ),
             Known::Texts(texts) if texts.names.iter().all(|name| name.is_empty()) => match texts.uncounted {
                 0 => exec_err!("column \"{}\" is NULL or empty in every row; leave it out of the query", self.name),
                 _ => exec_err!(
@@ -336,7 +362,7 @@ mod tests {
 
     #[test]
     fn texts_are_numbered_and_ranked() {
-        let mut texts = Texts::default();
+        let mut texts = Texts::with_room(1000);
         let array: ArrayRef = Arc::new(datafusion::arrow::array::StringArray::from(vec![
             Some("b"),
             Some("a"),

@@ -13,7 +13,7 @@ use super::{Recipe, Trained, layerwise};
 /// Trains a head of so many classes on the networks given.
 ///
 /// With [`FineTune::Head`], encoder and decoder come out bit for bit as they were. With [`FineTune::All`], the encoder
-/// changes, and then a decoder is trained for the new code.
+/// changes, and then the decoder is trained on for the new code. A head there is stays, if the training goes on from it.
 pub(in super::super) fn train(
     recipe: &Recipe<'_>,
     options: &ClassifierOptions,
@@ -21,10 +21,13 @@ pub(in super::super) fn train(
     classes: usize,
 ) -> Result<Trained> {
     let mut rng = generator(recipe.config.fit.seed, &[6]);
-    let Networks { encoder, decoder, .. } = networks;
+    let Networks { encoder, decoder, head } = networks;
     let first = encoder.layers().len();
-    let mut network =
-        encoder.then(&Network::random(head_layers(recipe, options, encoder.outputs(), classes), &mut rng));
+    let head = match head.filter(|_| recipe.config.warm_start) {
+        Some(head) => head,
+        None => Network::random(head_layers(recipe, options, encoder.outputs(), classes), &mut rng),
+    };
+    let mut network = encoder.then(&head);
     let trained = match options.fine_tune {
         FineTune::Head => first..network.layers().len(),
         FineTune::All => 0..network.layers().len(),
@@ -40,7 +43,7 @@ pub(in super::super) fn train(
     let decoder = match options.fine_tune {
         FineTune::Head => decoder,
         FineTune::All => {
-            let (decoder, decoding) = layerwise::decoder(recipe, &encoder)?;
+            let (decoder, decoding) = layerwise::decoder(recipe, &encoder, &decoder)?;
             history.extend(decoding);
             decoder
         }

@@ -31,19 +31,20 @@ pub(super) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
         history.extend(fit(&mut network, &objective, recipe.rounds, &format!("layer {}", i + 1))?);
         encoder = network.split(i + 1).0;
     }
-    let (decoder, decoding) = decoder(recipe, &encoder)?;
+    let untrained = Network::random(recipe.decoder_layers(), &mut generator(recipe.config.fit.seed, &[5]));
+    let (decoder, decoding) = decoder(recipe, &encoder, &untrained)?;
     history.extend(decoding);
     Ok(Trained { networks: Networks { encoder, decoder, head: None }, history })
 }
 
-/// A decoder for an encoder that stays as it is.
+/// Trains a decoder for an encoder that stays as it is.
 pub(super) fn decoder(
     recipe: &Recipe<'_>,
     encoder: &Network,
+    decoder: &Network,
 ) -> Result<(Network, Vec<aefusion_udfs::model::metadata::Epoch>)> {
-    let mut rng = generator(recipe.config.fit.seed, &[5]);
     let first = encoder.layers().len();
-    let mut network = encoder.then(&Network::random(recipe.decoder_layers(), &mut rng));
+    let mut network = encoder.then(decoder);
     let objective = Objective {
         trained: first..network.layers().len(),
         l1_reg_activation: 0.0,

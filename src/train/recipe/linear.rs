@@ -1,21 +1,25 @@
 //! An autoencoder without activation functions: the best one is known, by the principal axes of the rows.
 
 use aefusion_udfs::model::metadata::{Epoch, ErrorMetric};
-use datafusion::common::internal_err;
+use datafusion::common::{exec_err, internal_err};
 use datafusion::error::Result;
 
 use super::super::activation::Activation;
 use super::super::config::Config;
 use super::super::export::Networks;
-use super::super::fit::evaluate;
+use super::super::fit::{Wish, evaluate};
 use super::super::network::{Layer, Network};
 use super::super::pca::Axes;
 use super::{Recipe, Trained};
 use crate::narrow::to_f32;
 
+/// Beyond this many columns, principal axes take longer than steps.
+const MOST_COLUMNS: usize = 1024;
+
 /// Whether a training is one of the squared error by linear layers alone, with nothing added to it.
-pub(super) fn fits(config: &Config) -> bool {
-    config.activation == Activation::Linear
+pub(super) fn fits(config: &Config, columns: usize) -> bool {
+    columns <= MOST_COLUMNS
+        && config.activation == Activation::Linear
         && config.code_activation.is_none_or(|code| code == Activation::Linear)
         && config.error_metric != ErrorMetric::Mae
         && config.noise.is_none()
@@ -33,6 +37,9 @@ pub(super) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
     recipe.rounds.watch.begin("linear", 1, samples.len());
     let narrowest = recipe.hidden_units.iter().copied().min().unwrap_or(1);
     let axes = Axes::of(samples, narrowest.min(samples.width()), usize::MAX)?;
+    if recipe.rounds.watch.wish() == Wish::GiveUp {
+        return exec_err!("the training was given up; nothing is published");
+    }
     let networks = Networks {
         encoder: stack(recipe.encoder_layers(), &axes, true)?,
         decoder: stack(recipe.decoder_layers(), &axes, false)?,

@@ -424,6 +424,13 @@ enum DynInput<'a> {
 }
 
 fn value<'a>(input: &Input<'a>, shape: &[i64]) -> Result<DynInput<'a>> {
+    if let Input::String(texts) = input
+        && texts.iter().any(|text| text.contains('\0'))
+    {
+        return exec_err!(
+            "a text holds a zero byte, which ONNX Runtime does not take; take it out: replace(text, chr(0), '')"
+        );
+    }
     macro_rules! borrow {
         ($($kind:ident),*) => {
             match input {
