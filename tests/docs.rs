@@ -1,4 +1,5 @@
-//! The pages under `docs/sql/`: there is one for each function and statement, and their examples print what they say.
+//! The pages under `docs/sql/`, and the training guide: there is a page for each function and statement, and examples print
+//! what they say.
 //!
 //! A ```` ```sql ```` block runs; a ```` ```text ```` block after it is the table that it prints, an ```` ```error ````
 //! block the error. `UPDATE_DOCS=1 cargo test --test docs` writes those anew; read the difference.
@@ -26,6 +27,7 @@ fn main() {
     std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
     let mut pages: Vec<PathBuf> = std::fs::read_dir("docs/sql").unwrap().map(|entry| entry.unwrap().path()).collect();
     pages.sort();
+    pages.push(PathBuf::from("docs/training.md"));
     let name = |page: &Path| page.file_stem().unwrap().to_string_lossy().into_owned();
     let mut trials: Vec<Trial> = pages
         .iter()
