@@ -237,6 +237,15 @@ pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metad
     described(merged, options)
 }
 
+/// Names of the features as a file tells them; empty if it does not.
+///
+/// # Errors
+/// A planning error if it cannot be understood.
+pub(crate) fn feature_names(bytes: &Bytes, limits: &Limits) -> Result<Vec<String>> {
+    let features = Metadata::read(&parse(bytes, limits)?)?.features.unwrap_or_default();
+    Ok(features.into_iter().map(|feature| feature.name).collect())
+}
+
 fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     let own = Metadata::read(&graph)?;
     let was = Contract::discover(&graph, &own).ok();

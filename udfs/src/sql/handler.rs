@@ -18,7 +18,7 @@ use crate::model::calibration::Calibration;
 use crate::model::catalog::Models;
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
 use crate::model::store::{ModelName, ModelRef, Publish, read, write_new};
-use crate::model::{Limits, Model, Trial, describe, describe_pair};
+use crate::model::{Limits, Model, Trial, describe, describe_pair, feature_names};
 use crate::named::Named;
 use crate::near;
 use crate::tables::model_rows;
@@ -134,18 +134,28 @@ impl<'a> Handler<'a> {
         let pair = (options.take_text("encoder_path")?, options.take_text("decoder_path")?);
         let mut metadata = describing(&mut options)?;
         options.finish(&foreign_options())?;
-        let rows = match query {
+        let mut rows = match query {
             Some(query) => Some(self.session.execute_logical_plan(self.plan(query).await?).await?),
             None => None,
         };
+        let file = match &path {
+            Some(path) => Some((path, read(path, &self.limits).await?)),
+            None => None,
+        };
+        if let Some((_, file)) = &file {
+            // a file that cannot be read is told about below
+            let features = feature_names(file, &self.limits).unwrap_or_default();
+            rows = rows.map(|rows| in_order_of(&features, rows)).transpose()?;
+        }
         if let Some(rows) = &rows
             && metadata.features.replace(features_of(rows)).is_some()
         {
             return plan_err!("give input_cols or AS SELECT, not both: each names the inputs");
         }
-        let bytes = match (path, pair) {
-            (Some(path), (None, None)) => describe(&read(&path, &self.limits).await?, metadata, &self.limits)
-                .map_err(|e| explain(format!("'{path}'"), e))?,
+        let bytes = match (file, pair) {
+            (Some((path, file)), (None, None)) => {
+                describe(&file, metadata, &self.limits).map_err(|e| explain(format!("'{path}'"), e))?
+            }
             (None, (Some(encoder), Some(decoder))) => {
                 let (encoder, decoder) = (read(&encoder, &self.limits).await?, read(&decoder, &self.limits).await?);
                 describe_pair(&encoder, &decoder, metadata, &self.limits)?
@@ -254,6 +264,19 @@ impl<'a> Handler<'a> {
     fn row(&self, columns: Vec<(&str, ArrayRef)>) -> Result<DataFrame> {
         self.session.read_batch(RecordBatch::try_from_iter(columns)?)
     }
+}
+
+/// The same columns in the order in which a file names them, if it names just those.
+fn in_order_of(features: &[String], rows: DataFrame) -> Result<DataFrame> {
+    let columns: Vec<&String> = rows.schema().fields().iter().map(|field| field.name()).collect();
+    let is_another_order = columns.len() == features.len()
+        && columns.iter().all(|column| features.contains(column))
+        && !columns.iter().zip(features).all(|(column, feature)| *column == feature);
+    if !is_another_order {
+        return Ok(rows);
+    }
+    let columns = features.iter().map(datafusion::logical_expr::ident);
+    rows.select(columns)
 }
 
 /// Columns of a query as features: their names and types.
