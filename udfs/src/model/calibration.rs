@@ -67,10 +67,12 @@ impl Calibration {
         f64_from_usize(rows) / f64_from_usize(to_usize(self.rows).max(1))
     }
 
-    /// The smallest error whose p-value is at most `share`; infinite if none of those measured is large enough.
+    /// The smallest error whose p-value is at most `share`. If not one of those measured is as rare, which takes `1 / share`
+    /// rows, it is the next number above the largest of them.
     pub fn threshold(&self, share: f64) -> f64 {
         let place = self.errors.partition_point(|error| self.p_value(*error) > share);
-        self.errors.get(place).copied().unwrap_or(f64::INFINITY)
+        let largest = self.errors.last().copied().unwrap_or(f64::INFINITY);
+        self.errors.get(place).copied().unwrap_or_else(|| largest.next_up())
     }
 
     /// Errors at equal distances of rank, ascending, at most 10,000: what their distribution looks like.
@@ -117,7 +119,7 @@ mod tests {
         assert_eq!(calibration.p_value(f64::NAN), 0.0);
         assert_eq!(calibration.threshold(0.25), 3.0);
         assert_eq!(calibration.threshold(0.8), 2.0);
-        assert_eq!(calibration.threshold(0.1), f64::INFINITY);
+        assert_eq!(calibration.threshold(0.1), 3.0_f64.next_up());
     }
 
     #[test]
