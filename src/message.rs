@@ -14,6 +14,9 @@ pub fn message(error: &DataFusionError) -> String {
         // DataFusion's own text would send people to its issue tracker
         DataFusionError::Internal(text) => ("internal error", text.clone()),
         DataFusionError::SQL(error, _) => ("syntax error", error.to_string().replacen("sql parser error: ", "", 1)),
+        DataFusionError::SchemaError(..) => {
+            ("planning error", root.strip_backtrace().replacen("Schema error: ", "", 1))
+        }
         DataFusionError::Configuration(text) => ("planning error", text.clone()),
         DataFusionError::ArrowError(error, _) => ("execution error", error.to_string()),
         DataFusionError::External(error) => ("error", error.to_string()),

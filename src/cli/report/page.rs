@@ -123,7 +123,11 @@ fn rows(model: &Model, data: &str, scored: &Scored) -> Result<Markup> {
         h2 { "Rows of " code { (data) } }
         p {
             (scored.errors.len()) " rows"
-            @if let Some(over) = over { ", " (over) " of them anomalies" }
+            @if let Some(over) = over { ", " (over) " of them over the threshold" }
+            @if let Some(labels) = &scored.labels {
+                "; " (labels.iter().filter(|label| **label).count()) " are known anomalies"
+                @if let Some(threshold) = threshold { ", " (found(scored, labels, threshold)) " of those over the threshold" }
+            }
             @if scored.not_finite > 0 { "; " (scored.not_finite) " more, whose error is not a finite number, are left out" }
             "."
         }
@@ -155,6 +159,11 @@ fn rows(model: &Model, data: &str, scored: &Scored) -> Result<Markup> {
         }
         (worst(&scored.worst))
     })
+}
+
+/// Known anomalies over the threshold.
+fn found(scored: &Scored, labels: &[bool], threshold: f64) -> usize {
+    scored.errors.iter().zip(labels).filter(|(error, label)| **error >= threshold && **label).count()
 }
 
 fn curves(errors: &[f64], labels: &[bool]) -> Result<Markup> {
