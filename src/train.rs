@@ -45,7 +45,7 @@ use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
-use config::{Config, OnInterrupt};
+use config::{Config, FineTune, OnInterrupt};
 use design::Design;
 use fit::Rounds;
 pub use fit::{Unwatched, Watch, Wish};
@@ -73,13 +73,15 @@ impl Trainer for SqlTrainer {
     async fn train(&self, session: &SessionContext, job: TrainingJob) -> Result<Bytes> {
         // without it, hours of training could not be exported
         runtime_info()?;
-        let config = Config::of(job.options)?;
         let state = session.state();
         let settings = AeOptions::of(state.config_options());
-        let base = match state.config().get_extension::<Models>() {
-            Some(models) => Base::find(&models, &job.name, &config, &settings).await?,
-            None => return internal_err!("a session that trains has no models"),
+        let Some(models) = state.config().get_extension::<Models>() else {
+            return internal_err!("a session that trains has no models");
         };
+        let mut options = job.options;
+        start::take_options(&mut options, &models, &job.name, &settings).await?;
+        let config = Config::of(options)?;
+        let base = Base::find(&models, &job.name, &config, &settings).await?;
         let disk = Arc::clone(&session.runtime_env().disk_manager);
         let texts: Vec<String> = config.classifier.iter().map(|classifier| classifier.label.clone()).collect();
         let table = table::read(in_order(job.rows).await?, &texts, settings.train_memory, Arc::clone(&disk)).await?;
@@ -204,11 +206,16 @@ impl Training {
         let parts = rows::split(table, &design, &columns, labels.as_ref(), &split, self.memory, &self.disk)?;
         let rounds =
             Rounds { samples: &parts.train, held_out: &parts.held_out, options: &self.config.fit, watch: &self.watch };
+        rounds.check()?;
         let hidden_units = self.hidden_units(design.width);
         let recipe = Recipe { config: &self.config, hidden_units: &hidden_units, rounds };
         recipe.check_size(&self.limits)?;
         let trained = self.recipe(&recipe, labels.as_ref())?;
+        // with the encoder as it was, errors are as they were
+        let is_as_it_was = self.config.classifier.as_ref().is_some_and(|options| options.fine_tune == FineTune::Head);
+        let known = self.base.as_ref().filter(|_| is_as_it_was);
         let finished = outcome::Finished {
+            calibration: known.and_then(|base| base.calibration(self.config.error_metric)),
             recipe,
             design: &design,
             columns: &columns,

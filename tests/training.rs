@@ -131,9 +131,66 @@ async fn an_exported_file_that_is_calibrated_anew_keeps_its_texts() {
         .await;
     let right = "SELECT avg(CASE WHEN ae_reconstruct('again')['way'] = way THEN 1.0 ELSE 0.0 END) FROM t";
     assert!(numbers(&session, right).await[0] > 0.95);
+    // and its columns may come in another order
+    let swapped = format!("CREATE MODEL swapped OPTIONS (model_path = '{file}') AS SELECT way, a FROM t");
+    run(&session, &swapped).await;
+    let differences = "SELECT max(abs(ae_error('swapped') - ae_error('again'))) FROM t";
+    assert!(numbers(&session, differences).await[0] <= 0.0);
     run(&session, "ALTER MODEL m SET OPTIONS (input_cols = ['x', 'course'])").await;
     let right = "SELECT avg(CASE WHEN ae_reconstruct('m', a, way)['course'] = way THEN 1.0 ELSE 0.0 END) FROM t";
     assert!(numbers(&session, right).await[0] > 0.95);
+}
+
+async fn described(session: &Session, model: &str, property: &str) -> Option<String> {
+    let batches = session.context().ae_sql(&format!("DESCRIBE MODEL {model}")).await.unwrap().collect().await.unwrap();
+    let column = |batch: &RecordBatch, i: usize| -> Vec<String> {
+        batch.column(i).as_string::<i32>().iter().map(|text| text.unwrap_or_default().to_owned()).collect()
+    };
+    let pairs = batches.iter().flat_map(|batch| column(batch, 0).into_iter().zip(column(batch, 1)));
+    pairs.into_iter().find(|(name, _)| name == property).map(|(_, value)| value)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_model_is_compared_with_is_of_all_rows() {
+    let session = session();
+    // sorted, and more rows than principal axes are taken from
+    run(
+        &session,
+        "CREATE MODEL m OPTIONS (activation_fn = 'linear', hidden_units = [1])
+             AS SELECT CAST(value AS DOUBLE) AS a, sin(value) AS b FROM generate_series(1, 400000) AS s(value)",
+    )
+    .await;
+    let error: f64 = described(&session, "m", "training.mean_only_error").await.unwrap().parse().unwrap();
+    assert!((error - 1.0).abs() < 0.02, "standardised columns have the variance 1, not {error}");
+    let pca: f64 = described(&session, "m", "training.pca_error").await.unwrap().parse().unwrap();
+    assert!((pca - 0.5).abs() < 0.02, "two columns that do not depend on each other: one of them is lost, {pca}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_training_that_goes_on_keeps_its_options() {
+    let session = session();
+    session.context().register_batch("t", rows(300, 4, 6)).unwrap();
+    let options = "noise = 'masking', noise_level = 0.4, error_metric = 'mae', contamination = 0.1, max_iterations = 1";
+    run(&session, &format!("CREATE MODEL m OPTIONS ({options}) AS SELECT * EXCEPT (id) FROM t")).await;
+    run(&session, "ALTER MODEL m SET OPTIONS (contamination = 0.2)").await;
+    let again = "CREATE OR REPLACE MODEL m OPTIONS (warm_start = TRUE, max_iterations = 1, noise_level = 0.3)
+                     AS SELECT * EXCEPT (id) FROM t";
+    run(&session, again).await;
+    for (property, expected) in [
+        ("model", "m@3"),
+        ("training.noise", "masking"),
+        ("training.noise_level", "0.3"),
+        ("training.learn_rate_schedule", "cosine"),
+        ("error_metric", "mae"),
+        ("contamination", "0.2"),
+    ] {
+        let found = described(&session, "m", property).await;
+        let is_number = |text: &str| text.parse::<f64>().ok();
+        match (found.as_deref().and_then(is_number), is_number(expected)) {
+            (Some(found), Some(expected)) => assert!((found - expected).abs() < 1e-6, "{property}: {found}"),
+            _ => assert_eq!(found.as_deref(), Some(expected), "{property}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,6 +90,7 @@ impl Watch for TrainingProgress {
             return;
         }
         self.bar.reset();
+        self.bar.set_message("");
         self.bar.set_length(epochs as u64 * rows as u64);
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {msg}") {
             self.bar.set_style(style);
@@ -176,13 +177,16 @@ pub(super) fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
             "calibrated on {} other rows: an error from {threshold:.5} up is an anomaly",
             count("calibration_rows")
         ),
-        None => match value("calibration_rows").and_then(Value::as_u64) {
-            Some(0) => "not calibrated: no rows were left for it, so that there are no p-values".to_owned(),
-            _ => format!(
-                "calibrated on {} other rows, none of which would be an anomaly: no error is rarer than contamination",
-                count("calibration_rows")
-            ),
-        },
+        None => "not calibrated: no rows were left for it, so that there are no p-values".to_owned(),
     });
+    if let Some(wanted) = number("calibration_rows_wanted") {
+        lines.push(format!(
+            "warning: the contamination takes {wanted} rows to calibrate on; with fewer, whatever errs more than all of them is \
+             an anomaly; give more rows, or a larger calibration_fraction or contamination"
+        ));
+    }
+    if value("interrupted").is_some() {
+        lines.push("interrupted: this is the best epoch up to then".to_owned());
+    }
     lines
 }

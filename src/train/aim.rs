@@ -13,6 +13,8 @@ pub(super) enum Aim {
     Denoise,
     /// Each row turns few units of a wide code on, which takes a deep encoder to choose them, trained to the end.
     Sparse,
+    /// Labels are told by the code of a model that is there: a small head on few rows, trained to the end.
+    Classify,
 }
 
 /// Widest layer that is chosen by itself.
@@ -21,7 +23,7 @@ const WIDEST: usize = 1024;
 impl Aim {
     pub(super) fn activation(self) -> Activation {
         match self {
-            Self::Reconstruct => Activation::Tanh,
+            Self::Reconstruct | Self::Classify => Activation::Tanh,
             Self::Denoise | Self::Sparse => Activation::Relu,
         }
     }
@@ -35,12 +37,13 @@ impl Aim {
         match self {
             Self::Reconstruct | Self::Denoise => 0.001,
             Self::Sparse => 0.003,
+            Self::Classify => 0.01,
         }
     }
 
     pub(super) fn schedule(self) -> Schedule {
         match self {
-            Self::Reconstruct => Schedule::Constant,
+            Self::Reconstruct | Self::Classify => Schedule::Constant,
             Self::Denoise | Self::Sparse => Schedule::Cosine,
         }
     }
@@ -48,7 +51,7 @@ impl Aim {
     pub(super) fn patience(self) -> usize {
         match self {
             Self::Reconstruct => 10,
-            Self::Denoise | Self::Sparse => 50,
+            Self::Denoise | Self::Sparse | Self::Classify => 50,
         }
     }
 
@@ -59,6 +62,7 @@ impl Aim {
         let most = match self {
             Self::Reconstruct => 100,
             Self::Denoise | Self::Sparse => 200,
+            Self::Classify => 500,
         };
         (ROWS / rows.max(1)).clamp(20, most)
     }
@@ -69,7 +73,7 @@ impl Aim {
     pub(super) fn hidden_units(self, width: usize) -> Vec<usize> {
         let bounded = |width: usize| width.clamp(4, WIDEST);
         match self {
-            Self::Reconstruct => {
+            Self::Reconstruct | Self::Classify => {
                 let code = (1..).find(|code| code * code >= width).unwrap_or(1);
                 vec![bounded(width), code.clamp(1, bounded(width)), bounded(width)]
             }

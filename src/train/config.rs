@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use aefusion_udfs::model::metadata::ErrorMetric;
 use aefusion_udfs::named::Named;
-use aefusion_udfs::sql::Options;
+use aefusion_udfs::sql::{OptionValue, Options};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 use serde_json::{Value, json};
@@ -249,7 +249,10 @@ impl Config {
         }
         let noise = noise(&mut taker)?;
         let l1_reg_activation = to_f32(taker.number("l1_reg_activation", 0.0, 0.0..=1e6)?);
+        let is_head =
+            |classifier: &ClassifierOptions| classifier.fine_tune == FineTune::Head && classifier.base_model.is_some();
         let aim = match noise {
+            _ if classifier.as_ref().is_some_and(is_head) => Aim::Classify,
             _ if l1_reg_activation > 0.0 => Aim::Sparse,
             Some(_) => Aim::Denoise,
             None => Aim::Reconstruct,
@@ -298,6 +301,14 @@ impl Config {
             told: BTreeMap::new(),
         };
         taker.options.finish(&OPTIONS)?;
+        if config.eval_fraction + config.calibration_fraction > 0.9 {
+            return plan_err!(
+                "data_split_eval_fraction ({}) and calibration_fraction ({}) leave too few rows to train on; together they may \
+                 be 0.9",
+                config.eval_fraction,
+                config.calibration_fraction
+            );
+        }
         let base = match &config.classifier {
             Some(ClassifierOptions { base_model: Some(_), .. }) => Some("base_model"),
             _ if config.warm_start => Some("warm_start"),
@@ -339,7 +350,14 @@ fn classifier(taker: &mut Taker, is_classifier: bool) -> Result<Option<Classifie
         }
         return Ok(None);
     }
-    let labels = taker.options.take_texts("input_label_cols")?.unwrap_or_default();
+    let labels = match taker.options.take("input_label_cols") {
+        Some(OptionValue::Text(label)) => vec![label],
+        Some(other) => {
+            taker.options.insert("input_label_cols".to_owned(), other)?;
+            taker.options.take_texts("input_label_cols")?.unwrap_or_default()
+        }
+        None => Vec::new(),
+    };
     let [label] = labels.as_slice() else {
         return plan_err!(
             "a classifier needs the option input_label_cols with one column of the query, such as ['label']; found {} \

@@ -128,6 +128,19 @@ pub(super) struct Rounds<'a> {
     pub(super) watch: &'a dyn Watch,
 }
 
+impl Rounds<'_> {
+    /// That the training goes on, between its parts.
+    ///
+    /// # Errors
+    /// An execution error if it was given up.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.watch.wish() {
+            Wish::GiveUp => exec_err!("the training was given up; nothing is published"),
+            Wish::GoOn | Wish::Finish => Ok(()),
+        }
+    }
+}
+
 /// A generator for one use, so that no use changes what another draws.
 pub(super) fn generator(seed: u64, uses: &[usize]) -> Pcg64Mcg {
     let mut state = seed;

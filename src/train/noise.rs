@@ -83,6 +83,11 @@ impl Extremes {
         extremes
     }
 
+    /// Columns that hold one value, or none.
+    pub(super) fn constant(&self) -> impl Iterator<Item = usize> {
+        self.low.iter().zip(&self.high).enumerate().filter(|(_, (low, high))| low >= high).map(|(column, _)| column)
+    }
+
     /// A row more; missing values (NaN) do not count.
     pub(super) fn add(&mut self, row: &[f32]) {
         for ((value, low), high) in row.iter().zip(&mut self.low).zip(&mut self.high) {

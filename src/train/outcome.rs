@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::design::Design;
 use super::export::{Networks, export};
-use super::fit::evaluate;
+use super::fit::{Wish, evaluate};
 use super::gradient::{Loss, Objective, fill_missing};
 use super::pca::Axes;
 use super::recipe::{Recipe, Trained};
@@ -67,6 +67,8 @@ pub(super) struct Finished<'a> {
     pub(super) columns: &'a [usize],
     pub(super) parts: &'a Parts,
     pub(super) trained: Trained,
+    /// That of the model whose errors these still are.
+    pub(super) calibration: Option<&'a Calibration>,
     pub(super) statistics: Vec<Statistics>,
     pub(super) classes: Option<Classes>,
 }
@@ -97,10 +99,12 @@ impl Finished<'_> {
             ..Metadata::default()
         };
         let mut model = export(name.as_str(), self.design, networks, metadata)?;
+        self.recipe.rounds.check()?;
         let trial = Trial::load(name, model.encode_to_vec().into(), limits)?;
         self.compare(&trial)?;
         let mut metadata = trial.model().metadata().clone();
         metadata.calibration = self.calibrate(&trial)?;
+        self.recipe.rounds.check()?;
         let summary = self.summary(metadata.calibration.as_ref())?;
         if let Some(training) = &mut metadata.training {
             training.summary = summary.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
@@ -148,6 +152,9 @@ impl Finished<'_> {
     }
 
     fn calibrate(&self, trial: &Trial) -> Result<Option<Calibration>> {
+        if let Some(calibration) = self.calibration {
+            return Ok(Some(calibration.clone()));
+        }
         let mut errors: Vec<f64> = Vec::new();
         for batch in &self.parts.calibration {
             errors.extend(trial.errors(&self.parts.inputs(batch, self.columns))?.iter().flatten());
@@ -182,11 +189,12 @@ impl Finished<'_> {
         }
         let axes = match self.design.width <= MOST_PCA_COLUMNS {
             true => Axes::of(&self.parts.train, encoder.outputs().min(self.design.width), PCA_ROWS)?,
-            false => Axes::mean_alone(&self.parts.train, PCA_ROWS)?,
+            false => Axes::mean_alone(&self.parts.train)?,
         };
         let floors = axes.floors(measured)?;
         summary.push(("mean_only_error", json!(floors.mean_only)));
-        if !axes.axes.is_empty() {
+        // a code as wide as the rows has none
+        if (1..self.design.width).contains(&axes.axes.len()) {
             summary.push(("pca_error", json!(floors.pca)));
         }
         if let Some(head) = head {
@@ -197,7 +205,14 @@ impl Finished<'_> {
             }
         }
         if let Some(calibration) = calibration {
-            summary.push(("threshold", json!(calibration.threshold(self.recipe.config.contamination))));
+            let contamination = self.recipe.config.contamination;
+            summary.push(("threshold", json!(calibration.threshold(contamination))));
+            if calibration.rows as f64 * contamination < 1.0 {
+                summary.push(("calibration_rows_wanted", json!((1.0 / contamination).ceil())));
+            }
+        }
+        if self.recipe.rounds.watch.wish() == Wish::Finish {
+            summary.push(("interrupted", json!(true)));
         }
         if self.recipe.config.error_metric != ErrorMetric::Mse {
             summary.push(("error_metric", json!(self.recipe.config.error_metric.name())));

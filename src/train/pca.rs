@@ -16,13 +16,13 @@ pub(super) struct Axes {
 }
 
 impl Axes {
-    /// The first `count` axes of rows, missing values filled; of the first `most` rows and a few more.
+    /// The first `count` axes of rows, missing values filled; of more than `most` rows, of blocks at equal distances.
     ///
     /// # Errors
     /// An execution error if the rows cannot be read back.
     pub(super) fn of(samples: &Samples, count: usize, most: usize) -> Result<Self> {
         let width = samples.width();
-        let Self { mean, .. } = Self::mean_alone(samples, most)?;
+        let Self { mean, .. } = Self::mean_alone(samples)?;
         let mut products = vec![0.0_f64; width * width];
         let (mut centered, mut product) = (Vec::new(), vec![0.0; width * width]);
         for_blocks(samples, most, |rows| {
@@ -42,11 +42,11 @@ impl Axes {
     ///
     /// # Errors
     /// As [`Axes::of`].
-    pub(super) fn mean_alone(samples: &Samples, most: usize) -> Result<Self> {
+    pub(super) fn mean_alone(samples: &Samples) -> Result<Self> {
         let width = samples.width();
         let mut sums = vec![0.0_f64; width];
         let mut n = 0.0_f64;
-        for_blocks(samples, most, |rows| {
+        for_blocks(samples, usize::MAX, |rows| {
             for row in rows.chunks_exact(width) {
                 n += 1.0;
                 sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
@@ -126,20 +126,20 @@ fn mean_square(row: &[f32], rest: &[f64]) -> f64 {
     sum / n.max(1.0)
 }
 
-/// Gives the rows block by block, missing values filled.
+/// Gives the rows block by block, missing values filled; of more than `most` rows, every second, third … block.
 fn for_blocks(samples: &Samples, most: usize, mut visit: impl FnMut(&[f32])) -> Result<()> {
     let mut block = Vec::new();
-    let mut seen = 0;
+    let mut number = 0_usize;
+    let stride = samples.len().div_ceil(most).max(1);
     samples.visit(None, |rows, _| {
         for values in rows.values.chunks(BLOCK_ROWS * rows.width) {
-            block.clear();
-            block.extend_from_slice(values);
-            fill_missing(&mut block, rows.fill);
-            visit(&block);
-            seen += BLOCK_ROWS;
-            if seen >= most {
-                return Ok(false);
+            if number.is_multiple_of(stride) {
+                block.clear();
+                block.extend_from_slice(values);
+                fill_missing(&mut block, rows.fill);
+                visit(&block);
             }
+            number += 1;
         }
         Ok(true)
     })

@@ -80,15 +80,26 @@ impl Recipe<'_> {
     fn first_networks(&self) -> Networks {
         let mut rng = generator(self.config.fit.seed, &[4]);
         let mut encoder = Network::random(self.encoder_layers(), &mut rng);
+        self.forget_constants(&mut encoder);
         self.turn_off(&mut encoder, self.hidden_units.len() / 2);
         Networks { encoder, decoder: Network::random(self.decoder_layers(), &mut rng), head: None }
+    }
+
+    /// Takes the random weights of columns away that never change, like that of texts not seen: they would never be
+    /// trained, and the first row with another value would disturb all other columns.
+    fn forget_constants(&self, network: &mut Network) {
+        let weights = network.weight_range(0);
+        let width = network.layers()[0].outputs;
+        for column in self.rounds.samples.extremes().constant() {
+            network.parameters[weights.start + column * width..][..width].fill(0.0);
+        }
     }
 
     /// Of a code that is to be sparse, has the units begin off, where they can: from the middle of a sigmoid a penalty
     /// takes most epochs to get them there.
     fn turn_off(&self, network: &mut Network, code: usize) {
-        /// Where a sigmoid gives 0.0067.
-        const OFF: f32 = -5.0;
+        /// Where a sigmoid gives 0.018.
+        const OFF: f32 = -4.0;
         if self.config.aim == Aim::Sparse && network.layers()[code].activation == Activation::Sigmoid {
             network.bias_mut(code).fill(OFF);
         }

@@ -64,6 +64,10 @@ impl Samples {
         self.width
     }
 
+    pub(super) fn extremes(&self) -> &Extremes {
+        &self.extremes
+    }
+
     /// Gives all rows, a part at a time, until `visit` says that it is enough: with `shuffle` in an order of its own, in
     /// which `visit` gets the numbers of the part's rows.
     ///

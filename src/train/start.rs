@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use aefusion_udfs::config::AeOptions;
 use aefusion_udfs::model::Model;
+use aefusion_udfs::model::calibration::Calibration;
 use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::model::metadata::{Classes, Feature as FileFeature};
+use aefusion_udfs::model::metadata::{Classes, ErrorMetric, Feature as FileFeature};
 use aefusion_udfs::model::store::{ModelName, ModelRef};
 use aefusion_udfs::named::Named;
 use aefusion_udfs::near;
+use aefusion_udfs::sql::{OptionValue, Options};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
 use super::activation::Activation;
-use super::config::Config;
+use super::config::{Config, OF_THE_BASE};
 use super::design::{Design, Encoding, Feature};
 use super::export::{Networks, parameters};
 use super::network::{Layer, Network};
@@ -69,6 +71,62 @@ impl Stored {
     }
 }
 
+/// Options that a training which goes on does not take from the last one: what its network has, what says how to begin, and
+/// what follows from the number of rows.
+const NOT_TAKEN: [&str; 6] = ["model_type", "base_model", "head_units", "warm_start", "batch_size", "max_iterations"];
+
+/// With `warm_start`, adds the options of the last training that are not given.
+///
+/// # Errors
+/// A planning error if `warm_start` is no boolean.
+pub(super) async fn take_options(
+    options: &mut Options,
+    models: &Models,
+    name: &ModelName,
+    settings: &AeOptions,
+) -> Result<()> {
+    let Some(is_warm) = options.take_boolean("warm_start")? else { return Ok(()) };
+    options.insert("warm_start".to_owned(), OptionValue::Boolean(is_warm))?;
+    let newest = ModelRef { name: name.clone(), version: None };
+    // that there is none, and none of text, is told when it is looked for
+    let Some(model) = models.find(&newest, &settings.limits()).await.ok().filter(|_| is_warm) else { return Ok(()) };
+    let Some(training) = &model.metadata().training else { return Ok(()) };
+    let is_same_type = options.take_text("model_type")?.is_none_or(|given| {
+        let same = training.options.get("model_type").is_some_and(|told| *told == given.as_str());
+        drop(options.insert("model_type".to_owned(), OptionValue::Text(given)));
+        same
+    });
+    if !is_same_type {
+        return Ok(());
+    }
+    let contract = model.contract();
+    let now = [
+        ("error_metric", Some(OptionValue::Text(contract.error_metric.name().to_owned()))),
+        ("contamination", contract.contamination.map(OptionValue::Number)),
+    ];
+    let now = now.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let told = training.options.iter().filter_map(|(key, value)| Some((key.clone(), option_value(value)?)));
+    for (key, value) in now.chain(told) {
+        let is_taken = !NOT_TAKEN.contains(&key.as_str()) && !OF_THE_BASE.contains(&key.as_str());
+        if is_taken && !options.contains(&key) {
+            options.insert(key, value)?;
+        }
+    }
+    Ok(())
+}
+
+fn option_value(told: &serde_json::Value) -> Option<OptionValue> {
+    match told {
+        serde_json::Value::String(text) => Some(OptionValue::Text(text.clone())),
+        serde_json::Value::Bool(value) => Some(OptionValue::Boolean(*value)),
+        serde_json::Value::Number(number) => number.as_f64().map(OptionValue::Number),
+        serde_json::Value::Array(items) => {
+            items.iter().map(option_value).collect::<Option<Vec<_>>>().map(OptionValue::List)
+        }
+        serde_json::Value::Null | serde_json::Value::Object(_) => None,
+    }
+}
+
 /// A model to go on from.
 #[derive(Debug)]
 pub(super) struct Base {
@@ -107,6 +165,11 @@ impl Base {
             );
         }
         Ok(Some(base))
+    }
+
+    /// How it was calibrated, if errors are still measured so.
+    pub(super) fn calibration(&self, metric: ErrorMetric) -> Option<&Calibration> {
+        self.model.metadata().calibration.as_ref().filter(|_| self.model.contract().error_metric == metric)
     }
 
     /// What its file tells of an option.

@@ -34,6 +34,10 @@ pub(super) struct Numbers {
     pub(super) given: usize,
     pub(super) nulls: usize,
     pub(super) mean: f64,
+    /// One of the values; what is summed is the difference to it, which keeps the digits of large numbers.
+    origin: f64,
+    /// The mean of these differences.
+    shift: f64,
     /// Sum of the squared differences to the mean.
     squares: f64,
     pub(super) min: f64,
@@ -43,7 +47,17 @@ pub(super) struct Numbers {
 
 impl Default for Numbers {
     fn default() -> Self {
-        Self { given: 0, nulls: 0, mean: 0.0, squares: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY, infinite: 0 }
+        Self {
+            given: 0,
+            nulls: 0,
+            mean: 0.0,
+            origin: f64::NAN,
+            shift: 0.0,
+            squares: 0.0,
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            infinite: 0,
+        }
     }
 }
 
@@ -59,13 +73,17 @@ impl Numbers {
     /// Chan, Golub and LeVeque (1983).
     pub(super) fn add(&mut self, values: &Float64Array) {
         self.nulls += values.null_count();
+        if self.origin.is_nan() {
+            self.origin = values.iter().flatten().next().unwrap_or(f64::NAN);
+        }
+        let origin = self.origin;
         let (mut n, mut sum) = (0_usize, 0.0);
         for value in values.iter().flatten() {
             if value.is_infinite() {
                 self.infinite += 1;
             }
             n += 1;
-            sum += value;
+            sum += value - origin;
             self.min = self.min.min(value);
             self.max = self.max.max(value);
         }
@@ -73,11 +91,12 @@ impl Numbers {
             return;
         }
         let mean = sum / n as f64;
-        let squares: f64 = values.iter().flatten().map(|value| (value - mean) * (value - mean)).sum();
-        let difference = mean - self.mean;
+        let squares: f64 = values.iter().flatten().map(|value| (value - origin - mean).powi(2)).sum();
+        let difference = mean - self.shift;
         let total = (self.given + n) as f64;
         self.squares += squares + difference * difference * self.given as f64 * n as f64 / total;
-        self.mean += difference * n as f64 / total;
+        self.shift += difference * n as f64 / total;
+        self.mean = origin + self.shift;
         self.given += n;
     }
 }
@@ -356,6 +375,11 @@ mod tests {
         let mut late = Numbers::default();
         late.add(&(0..1000).map(|i| Some(1.7e9 + f64::from(i % 10))).collect::<Float64Array>());
         assert_eq!((numbers.given, numbers.nulls, numbers.min, late.max), (1001, 1, 0.0, 1.7e9 + 9.0));
+        let mut larger = Numbers::default();
+        for _ in 0..50 {
+            larger.add(&(0..1000).map(|i| Some(9e15 + f64::from(2 * (i % 10)))).collect::<Float64Array>());
+        }
+        assert!((larger.mean - 9e15 - 9.0).abs() <= 1.0 && (larger.deviation() - 33.0_f64.sqrt()).abs() < 1e-9);
         // of the whole numbers 0 to 9: mean 4.5, variance 8.25
         assert!((late.mean - 1.7e9 - 4.5).abs() < 1e-6 && (late.deviation() - 8.25_f64.sqrt()).abs() < 1e-9);
     }

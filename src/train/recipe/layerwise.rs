@@ -24,6 +24,9 @@ pub(super) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
     for (i, layer) in layers.into_iter().enumerate() {
         let back = Layer { inputs: layer.outputs, outputs: layer.inputs, activation: Activation::Linear };
         let mut network = encoder.then(&Network::random(vec![layer, back], &mut rng));
+        if i == 0 {
+            recipe.forget_constants(&mut network);
+        }
         if i == code {
             recipe.turn_off(&mut network, i);
         }

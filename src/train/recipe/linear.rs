@@ -1,13 +1,13 @@
 //! An autoencoder without activation functions: the best one is known, by the principal axes of the rows.
 
 use aefusion_udfs::model::metadata::{Epoch, ErrorMetric};
-use datafusion::common::{exec_err, internal_err};
+use datafusion::common::internal_err;
 use datafusion::error::Result;
 
 use super::super::activation::Activation;
 use super::super::config::Config;
 use super::super::export::Networks;
-use super::super::fit::{Wish, evaluate};
+use super::super::fit::evaluate;
 use super::super::network::{Layer, Network};
 use super::super::pca::Axes;
 use super::{Recipe, Trained};
@@ -37,9 +37,7 @@ pub(super) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
     recipe.rounds.watch.begin("linear", 1, samples.len());
     let narrowest = recipe.hidden_units.iter().copied().min().unwrap_or(1);
     let axes = Axes::of(samples, narrowest.min(samples.width()), usize::MAX)?;
-    if recipe.rounds.watch.wish() == Wish::GiveUp {
-        return exec_err!("the training was given up; nothing is published");
-    }
+    recipe.rounds.check()?;
     let networks = Networks {
         encoder: stack(recipe.encoder_layers(), &axes, true)?,
         decoder: stack(recipe.decoder_layers(), &axes, false)?,
