@@ -326,9 +326,9 @@ fn an_interrupt_stops_the_query() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "interrupted\n");
 }
 
-/// What an interrupt makes of an endless training, and the models that there are afterwards.
+/// How an endless training ends by an interrupt, what is said, and the models that there are afterwards.
 #[cfg(unix)]
-fn interrupted_training(option: &str) -> (Option<i32>, String) {
+fn interrupted_training(option: &str) -> (Option<i32>, String, String) {
     let models = tempfile::tempdir().unwrap();
     let train = format!(
         "CREATE MODEL m OPTIONS (max_iterations = 1000000, early_stop = FALSE{option})
@@ -345,19 +345,24 @@ fn interrupted_training(option: &str) -> (Option<i32>, String) {
     std::thread::sleep(Duration::from_secs(3));
     let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(status.success());
-    let code = child.wait_with_output().unwrap().status.code();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let listed = run(aefusion()
         .args(["sql", "--quiet", "--format", "csv", "--models"])
         .arg(models.path())
         .args(["-c", "SELECT count(*) AS models FROM ae_models()"]));
-    (code, listed)
+    (output.status.code(), said, listed)
 }
 
 #[cfg(unix)]
 #[test]
 fn an_interrupt_ends_a_training_without_a_model_or_with_its_best() {
-    for (option, expected, models) in [("", 130, 0), (", on_interrupt = 'keep'", 0, 1)] {
-        let (code, listed) = interrupted_training(option);
+    for (option, expected, models, says) in [
+        ("", 130, 0, "interrupted: nothing is published"),
+        (", on_interrupt = 'keep'", 0, 1, "interrupted: this is the best epoch up to then"),
+    ] {
+        let (code, said, listed) = interrupted_training(option);
+        assert!(said.contains(says), "{option}: {said}");
         assert_eq!(code, Some(expected), "{option}");
         assert_eq!(listed, format!("exit code 0\n--- out\nmodels\n{models}\n--- err\n"), "{option}");
     }

@@ -107,11 +107,14 @@ impl Shell {
     pub(super) async fn script(&self, sql: &str) -> Result<Outcome> {
         for statement in parse(self.session.context(), sql)? {
             let ended = self.interruptible(statement).await;
-            self.training.end();
+            let gave_up_training = self.training.end();
             match ended {
                 Ok(Outcome::Done) => {}
                 Ok(Outcome::Interrupted) => {
-                    drop(writeln!(io::stderr(), "interrupted"));
+                    let of_training =
+                        ": nothing is published; with on_interrupt = 'keep' the best epoch so far would be";
+                    let more = if gave_up_training { of_training } else { "" };
+                    drop(writeln!(io::stderr(), "interrupted{more}"));
                     return Ok(Outcome::Interrupted);
                 }
                 Ok(ended) => return Ok(ended),

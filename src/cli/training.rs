@@ -54,12 +54,13 @@ impl TrainingProgress {
         self.keeps_best.load(Ordering::Relaxed) && !self.is_to_finish.swap(true, Ordering::Relaxed)
     }
 
-    /// Takes the bar away: the statement has ended, somehow.
-    pub(super) fn end(&self) {
+    /// Takes the bar away: the statement has ended, somehow. Whether a training was under way, and did not come to its end.
+    pub(super) fn end(&self) -> bool {
         self.keeps_best.store(false, Ordering::Relaxed);
         self.is_to_finish.store(false, Ordering::Relaxed);
         self.bar.finish_and_clear();
         self.bar.set_draw_target(ProgressDrawTarget::hidden());
+        !std::mem::take(&mut self.state.lock().stage).is_empty()
     }
 
     fn is_terminal() -> bool {
@@ -92,7 +93,7 @@ impl Watch for TrainingProgress {
         self.bar.reset();
         self.bar.set_message("");
         self.bar.set_length(epochs as u64 * rows as u64);
-        if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:16} {wide_msg}") {
             self.bar.set_style(style);
         }
         self.bar.set_prefix(stage.to_owned());
@@ -135,6 +136,7 @@ impl Watch for TrainingProgress {
         if let Some(line) = state.unprinted.take() {
             self.say(&line);
         }
+        state.stage.clear();
         let summary = summary.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
         summary_lines(&summary).iter().for_each(|line| self.say(line));
     }
