@@ -340,7 +340,7 @@ impl<'a> Fitting<'a> {
 /// Number of parts of a batch: so many that each is worth a thread, by the size of the batch and the network alone.
 fn shards(rows: usize, parameters: usize) -> usize {
     const WORTH: usize = 2_000_000;
-    const LEAST_ROWS: usize = 64;
+    const LEAST_ROWS: usize = 128;
     const MOST: usize = 16;
     (rows.saturating_mul(parameters) / WORTH).min(rows / LEAST_ROWS).clamp(1, MOST)
 }
