@@ -28,7 +28,7 @@ fn rows(n: i64, width: usize, seed: u64) -> RecordBatch {
         let hidden = [normal(&mut rng), normal(&mut rng), normal(&mut rng)];
         for (i, column) in columns.iter_mut().enumerate() {
             column.push(
-                hidden[i % 3] * f64::from(u8::try_from(i + 1).unwrap()) + hidden[(i + 1) % 3] + 0.3 * normal(&mut rng),
+                hidden[i % 3] * f64::from(u16::try_from(i + 1).unwrap()) + hidden[(i + 1) % 3] + 0.3 * normal(&mut rng),
             );
         }
     }
@@ -164,6 +164,40 @@ async fn what_a_model_is_compared_with_is_of_all_rows() {
     assert!((error - 1.0).abs() < 0.02, "standardised columns have the variance 1, not {error}");
     let pca: f64 = described(&session, "m", "training.pca_error").await.unwrap().parse().unwrap();
     assert!((pca - 0.5).abs() < 0.02, "two columns that do not depend on each other: one of them is lost, {pca}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wide_model_that_learnt_nothing_is_told_so() {
+    let session = session();
+    session.context().register_batch("t", rows(300, 600, 7)).unwrap();
+    let options = "hidden_units = [1], activation_fn = 'linear', learn_rate = 1e-9, max_iterations = 1, \
+                   data_split_eval_fraction = 0, dropout = 0.1";
+    run(&session, &format!("CREATE MODEL m OPTIONS ({options}) AS SELECT * EXCEPT (id) FROM t")).await;
+    let number = async |property| -> f64 { described(&session, "m", property).await.unwrap().parse().unwrap() };
+    let (mean, error) = (number("training.mean_only_error").await, number("training.training_error").await);
+    assert!((mean - 1.0).abs() < 0.1 && error > 0.9 * mean, "{mean}, {error}");
+    assert_eq!(described(&session, "m", "training.held_out_error").await, None, "no row was held out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_classifier_tells_what_its_base_has() {
+    let session = session();
+    session.context().register_batch("t", rows(300, 4, 8)).unwrap();
+    let base = "hidden_units = [6, 2, 6], activation_fn = 'relu', scaling = 'common', max_iterations = 1";
+    run(&session, &format!("CREATE MODEL base OPTIONS ({base}) AS SELECT * EXCEPT (id) FROM t")).await;
+    run(
+        &session,
+        "CREATE MODEL k OPTIONS (model_type = 'classifier', base_model = 'base', input_label_cols = ['y'], max_iterations = 1)
+             AS SELECT * EXCEPT (id), id % 2 AS y FROM t",
+    )
+    .await;
+    for (option, expected) in [("hidden_units", "[6,2,6]"), ("activation_fn", "relu"), ("scaling", "common")] {
+        assert_eq!(
+            described(&session, "k", &format!("training.{option}")).await.as_deref(),
+            Some(expected),
+            "{option}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

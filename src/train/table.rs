@@ -399,4 +399,13 @@ mod tests {
         assert_eq!(texts.by_frequency(), [2, 1, 0]);
         assert_eq!(texts.nulls, 1);
     }
+
+    #[test]
+    fn texts_take_no_more_than_their_room() {
+        let mut texts = Texts::with_room(2 * (LEVEL_BYTES + 1));
+        let numbers: Vec<u32> = ["a", "b", "c", "a"].into_iter().map(|text| texts.number(text)).collect();
+        assert_eq!(numbers, [0, 1, UNCOUNTED, 0]);
+        let mut texts = Texts::with_room(1 << 20);
+        assert_eq!((texts.number("x\0"), texts.number(&"x".repeat(LONGEST_LEVEL + 1))), (UNCOUNTED, UNCOUNTED));
+    }
 }
