@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: parts by Criterion, whole jobs beside what people use today.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -63,31 +63,35 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 
 /// Runs a script of `benches/peers/` with the program, on data that is made once.
 fn beside_python(script: &str, rows: &Rows) -> Result<()> {
-    let scripts = root().join("benches").join("peers");
-    let python = environment("peers", &scripts.join("requirements.txt"))?;
-    cargo(["build", "--release", "--bin", "aefusion"])?;
     let data = root().join("target").join("peers").join(rows.rows.to_string());
-    run_command(Command::new(&python).arg(scripts.join("data.py")).arg(&data).arg(rows.rows.to_string()))?;
+    compare("peers", script, &data, rows.rounds, |python, scripts| {
+        run_command(Command::new(python).arg(scripts.join("data.py")).arg(&data).arg(rows.rows.to_string()))
+    })
+}
+
+/// Runs `benches/train/compare.py` with the program; it makes its data itself.
+fn train(rounds: usize) -> Result<()> {
+    let data = root().join("target").join("train").join("data");
+    compare("train", "compare.py", &data, rounds, |_, _| Ok(()))
+}
+
+/// Runs a script of a folder of `benches/` with the program, in an environment of its own, after what prepares its data.
+fn compare(
+    folder: &str,
+    script: &str,
+    data: &Path,
+    rounds: usize,
+    prepare: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<()> {
+    let scripts = root().join("benches").join(folder);
+    let python = environment(folder, &scripts.join("requirements.txt"))?;
+    cargo(["build", "--release", "--bin", "aefusion"])?;
+    prepare(&python, &scripts)?;
     run_command(
         Command::new(&python)
             .arg(scripts.join(script))
             .arg(root().join("target").join("release").join("aefusion"))
-            .arg(&data)
-            .args(["--rounds", &rows.rounds.to_string()])
-            .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so")),
-    )
-}
-
-/// Runs `benches/train/compare.py` with the program.
-fn train(rounds: usize) -> Result<()> {
-    let scripts = root().join("benches").join("train");
-    let python = environment("train", &scripts.join("requirements.txt"))?;
-    cargo(["build", "--release", "--bin", "aefusion"])?;
-    run_command(
-        Command::new(&python)
-            .arg(scripts.join("compare.py"))
-            .arg(root().join("target").join("release").join("aefusion"))
-            .arg(root().join("target").join("train").join("data"))
+            .arg(data)
             .args(["--rounds", &rounds.to_string()])
             .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so")),
     )
