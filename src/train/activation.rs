@@ -1,8 +1,8 @@
 //! Activation functions and their derivatives.
 
-use aefusion_udfs::named::Named;
 use std::fmt;
 
+use aefusion_udfs::named::Named;
 use multiversion::multiversion;
 
 /// What a layer does to the sums that its weights give.

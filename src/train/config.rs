@@ -350,13 +350,9 @@ fn classifier(taker: &mut Taker, is_classifier: bool) -> Result<Option<Classifie
         }
         return Ok(None);
     }
-    let labels = match taker.options.take("input_label_cols") {
-        Some(OptionValue::Text(label)) => vec![label],
-        Some(other) => {
-            taker.options.insert("input_label_cols".to_owned(), other)?;
-            taker.options.take_texts("input_label_cols")?.unwrap_or_default()
-        }
-        None => Vec::new(),
+    let labels = match taker.options.get("input_label_cols") {
+        Some(OptionValue::Text(_)) => taker.options.take_text("input_label_cols")?.into_iter().collect(),
+        _ => taker.options.take_texts("input_label_cols")?.unwrap_or_default(),
     };
     let [label] = labels.as_slice() else {
         return plan_err!(

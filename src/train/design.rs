@@ -196,8 +196,9 @@ fn common_deviation<'a>(columns: impl Iterator<Item = &'a Column>) -> f64 {
 
 fn number(numbers: &Numbers, deviation: f64) -> Encoding {
     let deviation = if deviation > 0.0 { deviation } else { 1.0 };
-    let is_far = numbers.mean.abs() > FAR_FROM_ZERO * deviation;
+    let mean = numbers.mean();
+    let is_far = mean.abs() > FAR_FROM_ZERO * deviation;
     let fits = |value: f64| value == 0.0 || LEAST_SINGLE < value.abs() && value.abs() < MOST_SINGLE;
     let is_single = [deviation, numbers.min, numbers.max].into_iter().all(fits);
-    Encoding::Number { mean: numbers.mean, deviation, is_double: is_far || !is_single }
+    Encoding::Number { mean, deviation, is_double: is_far || !is_single }
 }

@@ -91,6 +91,11 @@ impl Network {
         start..start + self.layers[layer].weights()
     }
 
+    fn bias_range(&self, layer: usize) -> Range<usize> {
+        let start = self.weight_range(layer).end;
+        start..start + self.layers[layer].outputs
+    }
+
     /// `[inputs, outputs]`, row-major.
     pub(super) fn weight(&self, layer: usize) -> &[f32] {
         &self.parameters[self.weight_range(layer)]
@@ -98,14 +103,13 @@ impl Network {
 
     /// `[outputs]`
     pub(super) fn bias(&self, layer: usize) -> &[f32] {
-        let start = self.weight_range(layer).end;
-        &self.parameters[start..start + self.layers[layer].outputs]
+        &self.parameters[self.bias_range(layer)]
     }
 
     /// `[outputs]`
     pub(super) fn bias_mut(&mut self, layer: usize) -> &mut [f32] {
-        let start = self.weight_range(layer).end;
-        &mut self.parameters[start..start + self.layers[layer].outputs]
+        let range = self.bias_range(layer);
+        &mut self.parameters[range]
     }
 
     /// This network, and behind it another.

@@ -1,10 +1,9 @@
 //! What becomes of a training: the file, checked against the network, calibrated, and what a person is told.
 
 use aefusion_udfs::model::calibration::Calibration;
-use aefusion_udfs::model::metadata::{Classes, ErrorMetric, Metadata, NullPolicy, Role, Statistics, Training};
+use aefusion_udfs::model::metadata::{Classes, Metadata, NullPolicy, Role, Statistics, Training};
 use aefusion_udfs::model::store::ModelName;
 use aefusion_udfs::model::{Limits, Trial};
-use aefusion_udfs::named::Named;
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::common::internal_err;
@@ -41,7 +40,7 @@ pub(super) fn statistics(table: &Table, columns: &[usize]) -> Vec<Statistics> {
         Known::Numbers(numbers) => Statistics {
             count: numbers.given as u64,
             nulls: numbers.nulls as u64,
-            mean: Some(numbers.mean),
+            mean: Some(numbers.mean()),
             deviation: Some(numbers.deviation()),
             min: Some(numbers.min),
             max: Some(numbers.max),
@@ -139,9 +138,9 @@ impl Finished<'_> {
             if found.len() != expected.len() {
                 return internal_err!("the file gives {} numbers as the {role}, not {}", found.len(), expected.len());
             }
-            let Differences { mean, largest } = Differences::between(&found, &expected, &scaled, rows);
-            if !(mean <= PARITY && largest.0 <= PARITY_OF_ONE) {
-                let (difference, found, expected) = largest;
+            let differences = Differences::between(&found, &expected, &scaled, rows);
+            if !differences.are_rounding() {
+                let Differences { mean, largest: (difference, found, expected) } = differences;
                 return internal_err!(
                     "the file computes another {role} than the trained network, and is not published: {mean:.1e} off in the \
                      root mean square, at most {PARITY:e} allowed; farthest, by {difference:.1e}, is {found} for {expected}"
@@ -207,15 +206,12 @@ impl Finished<'_> {
         if let Some(calibration) = calibration {
             let contamination = self.recipe.config.contamination;
             summary.push(("threshold", json!(calibration.threshold(contamination))));
-            if calibration.rows as f64 * contamination < 1.0 {
-                summary.push(("calibration_rows_wanted", json!((1.0 / contamination).ceil())));
+            if let Some(wanted) = calibration.rows_wanted(contamination) {
+                summary.push(("calibration_rows_wanted", json!(wanted)));
             }
         }
         if self.recipe.rounds.watch.wish() == Wish::Finish {
             summary.push(("interrupted", json!(true)));
-        }
-        if self.recipe.config.error_metric != ErrorMetric::Mse {
-            summary.push(("error_metric", json!(self.recipe.config.error_metric.name())));
         }
         Ok(summary)
     }
@@ -231,6 +227,11 @@ struct Differences {
 }
 
 impl Differences {
+    /// Whether they are no larger than what rounding makes; not if one is not a number.
+    fn are_rounding(&self) -> bool {
+        self.mean <= PARITY && self.largest.0 <= PARITY_OF_ONE
+    }
+
     /// Between two tensors of as many rows as `inputs`, which also tells how large the numbers of a row are.
     fn between(found: &[f32], expected: &[f32], inputs: &[f32], rows: usize) -> Self {
         let width = |values: &[f32]| (values.len() / rows.max(1)).max(1);
@@ -277,10 +278,7 @@ mod tests {
     #[test]
     fn rounding_of_one_number_is_no_difference_and_a_wrong_number_is() {
         let (inputs, expected) = (vec![0.5_f32; 1000], vec![1.0_f32; 1000]);
-        let passes = |found: &[f32]| {
-            let Differences { mean, largest } = Differences::between(found, &expected, &inputs, 100);
-            mean <= PARITY && largest.0 <= PARITY_OF_ONE
-        };
+        let passes = |found: &[f32]| Differences::between(found, &expected, &inputs, 100).are_rounding();
         let mut found = expected.clone();
         assert!(passes(&found));
         found[7] += 2e-5;

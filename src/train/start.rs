@@ -78,25 +78,21 @@ const NOT_TAKEN: [&str; 6] = ["model_type", "base_model", "head_units", "warm_st
 /// With `warm_start`, adds the options of the last training that are not given.
 ///
 /// # Errors
-/// A planning error if `warm_start` is no boolean.
+/// None that can be helped: an option that is not given is given once.
 pub(super) async fn take_options(
     options: &mut Options,
     models: &Models,
     name: &ModelName,
     settings: &AeOptions,
 ) -> Result<()> {
-    let Some(is_warm) = options.take_boolean("warm_start")? else { return Ok(()) };
-    options.insert("warm_start".to_owned(), OptionValue::Boolean(is_warm))?;
+    if options.get("warm_start") != Some(&OptionValue::Boolean(true)) {
+        return Ok(());
+    }
     let newest = ModelRef { name: name.clone(), version: None };
-    // that there is none, and none of text, is told when it is looked for
-    let Some(model) = models.find(&newest, &settings.limits()).await.ok().filter(|_| is_warm) else { return Ok(()) };
+    // what is wrong with the model, or with the type given, is told when these are needed
+    let Ok(model) = models.find(&newest, &settings.limits()).await else { return Ok(()) };
     let Some(training) = &model.metadata().training else { return Ok(()) };
-    let is_same_type = options.take_text("model_type")?.is_none_or(|given| {
-        let same = training.options.get("model_type").is_some_and(|told| *told == given.as_str());
-        drop(options.insert("model_type".to_owned(), OptionValue::Text(given)));
-        same
-    });
-    if !is_same_type {
+    if options.get("model_type").cloned() != training.options.get("model_type").and_then(option_value) {
         return Ok(());
     }
     let contract = model.contract();

@@ -33,7 +33,6 @@ pub(super) const UNCOUNTED: u32 = u32::MAX;
 pub(super) struct Numbers {
     pub(super) given: usize,
     pub(super) nulls: usize,
-    pub(super) mean: f64,
     /// One of the values; what is summed is the difference to it, which keeps the digits of large numbers.
     origin: f64,
     /// The mean of these differences.
@@ -50,7 +49,6 @@ impl Default for Numbers {
         Self {
             given: 0,
             nulls: 0,
-            mean: 0.0,
             origin: f64::NAN,
             shift: 0.0,
             squares: 0.0,
@@ -62,6 +60,11 @@ impl Default for Numbers {
 }
 
 impl Numbers {
+    /// The mean; NaN without values.
+    pub(super) fn mean(&self) -> f64 {
+        self.origin + self.shift
+    }
+
     /// Standard deviation, of the rows as they are (divided by their number).
     pub(super) fn deviation(&self) -> f64 {
         if self.min < self.max { (self.squares / self.given.max(1) as f64).sqrt() } else { 0.0 }
@@ -96,7 +99,6 @@ impl Numbers {
         let total = (self.given + n) as f64;
         self.squares += squares + difference * difference * self.given as f64 * n as f64 / total;
         self.shift += difference * n as f64 / total;
-        self.mean = origin + self.shift;
         self.given += n;
     }
 }
@@ -195,15 +197,8 @@ pub(super) async fn read(
     budget: usize,
     disk: Arc<DiskManager>,
 ) -> Result<Table> {
-    let mut columns = columns(&stream.schema(), as_texts)?;
     // the texts of all columns together take a quarter of the memory at most
-    let texts = || columns.iter().filter(|column| matches!(column.known, Known::Texts(_)));
-    let room = budget / 4 / texts().count().max(1);
-    for column in &mut columns {
-        if let Known::Texts(texts) = &mut column.known {
-            *texts = Texts::with_room(room);
-        }
-    }
+    let mut columns = columns(&stream.schema(), as_texts, budget / 4)?;
     let schema = Arc::new(Schema::new(columns.iter().map(kept_field).collect::<Vec<_>>()));
     let mut keeper = Keeper { schema, budget, disk, bytes: 0, pending: Vec::new(), file: None };
     let mut rows = 0;
@@ -223,12 +218,16 @@ pub(super) async fn read(
     Ok(Table { columns, rows, kept: keeper.finish()? })
 }
 
-fn columns(schema: &Schema, as_texts: &[String]) -> Result<Vec<Column>> {
+/// Columns of which nothing is known yet; `room` are the bytes that the texts of all of them may take.
+fn columns(schema: &Schema, as_texts: &[String], room: usize) -> Result<Vec<Column>> {
+    let kind = |field: &Arc<Field>| match ColumnKind::of(field.data_type()) {
+        Some(_) if as_texts.contains(field.name()) => Some(ColumnKind::Text),
+        kind => kind,
+    };
+    let n_texts = schema.fields().iter().filter(|field| kind(field) == Some(ColumnKind::Text)).count();
     let column = |field: &Arc<Field>| {
-        let is_text = as_texts.contains(field.name());
-        let known = match ColumnKind::of(field.data_type()) {
-            Some(ColumnKind::Text) => Known::Texts(Texts::default()),
-            Some(_) if is_text => Known::Texts(Texts::default()),
+        let known = match kind(field) {
+            Some(ColumnKind::Text) => Known::Texts(Texts::with_room(room / n_texts.max(1))),
             Some(ColumnKind::Number) => Known::Numbers(Numbers::default()),
             None => {
                 return plan_err!(
@@ -282,7 +281,7 @@ impl Column {
             Known::Numbers(Numbers { given: 0, .. }) => {
                 exec_err!("column \"{}\" is NULL in every row; leave it out of the query", self.name)
             }
-            Known::Numbers(numbers) if !(numbers.mean.is_finite() && numbers.squares.is_finite()) => exec_err!(
+            Known::Numbers(numbers) if !(numbers.mean().is_finite() && numbers.squares.is_finite()) => exec_err!(
                 "column \"{}\" holds numbers from {:e} to {:e}, whose variance is not a double any more; divide it",
                 self.name,
                 numbers.min,
@@ -379,9 +378,9 @@ mod tests {
         for _ in 0..50 {
             larger.add(&(0..1000).map(|i| Some(9e15 + f64::from(2 * (i % 10)))).collect::<Float64Array>());
         }
-        assert!((larger.mean - 9e15 - 9.0).abs() <= 1.0 && (larger.deviation() - 33.0_f64.sqrt()).abs() < 1e-9);
+        assert!((larger.mean() - 9e15 - 9.0).abs() <= 1.0 && (larger.deviation() - 33.0_f64.sqrt()).abs() < 1e-9);
         // of the whole numbers 0 to 9: mean 4.5, variance 8.25
-        assert!((late.mean - 1.7e9 - 4.5).abs() < 1e-6 && (late.deviation() - 8.25_f64.sqrt()).abs() < 1e-9);
+        assert!((late.mean() - 1.7e9 - 4.5).abs() < 1e-6 && (late.deviation() - 8.25_f64.sqrt()).abs() < 1e-9);
     }
 
     #[test]

@@ -248,11 +248,11 @@ pub(crate) fn feature_names(bytes: &Bytes, limits: &Limits) -> Result<Vec<String
 
 fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     let own = Metadata::read(&graph)?;
-    let was = Contract::discover(&graph, &own).ok();
-    let is_calibrated_anew = options.calibration.is_some();
+    let was_calibrated = own.calibration.is_some() && options.calibration.is_none();
+    let was = if was_calibrated { Contract::discover(&graph, &own).ok() } else { None };
     let mut metadata = options.or(own);
     let contract = Contract::discover(&graph, &metadata)?;
-    if !is_calibrated_anew && !was.is_some_and(|was| was.measures_as(&contract)) {
+    if was_calibrated && !was.is_some_and(|was| was.measures_as(&contract)) {
         metadata.calibration = None;
     }
     for role in Role::ALL {

@@ -67,10 +67,14 @@ fn about(model: &Model, training: Option<&Training>) -> Markup {
     }
 }
 
-/// The summary of a training, with the threshold of the contamination that the model has now.
+/// The summary of a training, with what follows from the contamination that the model has now.
 fn current(model: &Model, training: &Training) -> BTreeMap<String, Value> {
     let mut summary = training.summary.clone();
     summary.remove("threshold");
+    summary.remove("calibration_rows_wanted");
+    let wanted = model.metadata().calibration.as_ref().zip(model.contract().contamination);
+    let wanted = wanted.and_then(|(calibration, share)| calibration.rows_wanted(share));
+    summary.extend(wanted.map(|wanted| ("calibration_rows_wanted".to_owned(), wanted.into())));
     summary.extend(threshold(model).map(|threshold| ("threshold".to_owned(), threshold.into())));
     summary
 }

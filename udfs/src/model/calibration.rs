@@ -75,6 +75,12 @@ impl Calibration {
         self.errors.get(place).copied().unwrap_or_else(|| largest.next_up())
     }
 
+    /// The rows it takes for one of them to be as rare as `share`, if these are not as many.
+    pub fn rows_wanted(&self, share: f64) -> Option<u64> {
+        let wanted = crate::narrow::whole((1.0 / share).ceil())?;
+        (self.rows < wanted).then_some(wanted)
+    }
+
     /// Errors at equal distances of rank, ascending, at most 10,000: what their distribution looks like.
     pub fn sample(&self) -> Vec<f64> {
         if self.at_least.is_empty() {
@@ -120,6 +126,7 @@ mod tests {
         assert_eq!(calibration.threshold(0.25), 3.0);
         assert_eq!(calibration.threshold(0.8), 2.0);
         assert_eq!(calibration.threshold(0.1), 3.0_f64.next_up());
+        assert_eq!([0.25, 0.1, 0.0].map(|share| calibration.rows_wanted(share)), [None, Some(10), None]);
     }
 
     #[test]

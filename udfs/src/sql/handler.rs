@@ -134,7 +134,7 @@ impl<'a> Handler<'a> {
         let pair = (options.take_text("encoder_path")?, options.take_text("decoder_path")?);
         let mut metadata = describing(&mut options)?;
         options.finish(&foreign_options())?;
-        let mut rows = match query {
+        let rows = match query {
             Some(query) => Some(self.session.execute_logical_plan(self.plan(query).await?).await?),
             None => None,
         };
@@ -142,11 +142,13 @@ impl<'a> Handler<'a> {
             Some(path) => Some((path, read(path, &self.limits).await?)),
             None => None,
         };
-        if let Some((_, file)) = &file {
-            // a file that cannot be read is told about below
-            let features = feature_names(file, &self.limits).unwrap_or_default();
-            rows = rows.map(|rows| in_order_of(&features, rows)).transpose()?;
-        }
+        let rows = match (rows, &file) {
+            // a file that cannot be understood is told about below
+            (Some(rows), Some((_, file))) => {
+                Some(in_order_of(&feature_names(file, &self.limits).unwrap_or_default(), rows)?)
+            }
+            (rows, _) => rows,
+        };
         if let Some(rows) = &rows
             && metadata.features.replace(features_of(rows)).is_some()
         {
@@ -326,7 +328,8 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     let mut properties: Vec<(String, String)> = properties.into_iter().map(own).collect();
     if let Some(training) = &metadata.training {
         // these may have been altered since, and are told above
-        let is_now = |name: &str| !["threshold", "calibration_rows", "contamination"].contains(&name);
+        let is_now =
+            |name: &str| !["threshold", "calibration_rows", "calibration_rows_wanted", "contamination"].contains(&name);
         let told = training.summary.iter().chain(&training.options).filter(|(name, _)| is_now(name));
         properties.extend(told.map(|(name, value)| match value {
             serde_json::Value::String(text) => (format!("training.{name}"), text.clone()),

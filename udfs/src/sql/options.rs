@@ -53,6 +53,11 @@ impl Options {
         self.0.contains_key(key)
     }
 
+    /// An option, which stays to be taken.
+    pub fn get(&self, key: &str) -> Option<&OptionValue> {
+        self.0.get(key)
+    }
+
     /// Takes an option.
     pub fn take(&mut self, key: &str) -> Option<OptionValue> {
         self.0.remove(key)
