@@ -36,6 +36,7 @@ use crate::model::{Model, Start};
 use crate::score::{Scores, Wanted, score};
 use crate::sql::explain;
 
+pub(crate) use contributions::Contributions;
 pub(crate) use encode::Encode;
 pub(crate) use error::ReconstructionError;
 pub(crate) use reconstruct::Reconstruct;
@@ -114,7 +115,7 @@ pub(crate) fn all() -> Vec<Arc<dyn Function>> {
         Arc::new(decode::Decode),
         Arc::new(Reconstruct),
         Arc::new(ReconstructionError),
-        Arc::new(contributions::Contributions),
+        Arc::new(Contributions),
         Arc::new(pvalue::PValue),
         Arc::new(is_anomaly::IsAnomaly),
         Arc::new(predict::Predict),

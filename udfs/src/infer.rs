@@ -11,6 +11,7 @@
 mod exec;
 mod lift;
 mod node;
+mod observe;
 mod places;
 mod planner;
 #[cfg(feature = "proto")]
@@ -22,19 +23,52 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{Field, FieldRef};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 
-use crate::functions::Function;
+use crate::functions::{Function, ModelFunction};
 use crate::matrix::Form;
 use crate::model::{Model, Start};
 use crate::score::Wanted;
 
 pub use lift::LiftCalls;
 pub use node::Infer;
+pub use observe::{Observer, ObserverHandle, Scored};
 pub use planner::InferPlanner;
 pub(crate) use planner::{can_plan, query_planner};
 #[cfg(feature = "proto")]
 pub use proto::InferCodec;
+
+/// The models that a plan runs, each once: those that its calls were bound to when it was made.
+///
+/// # Errors
+/// An error if the plan cannot be walked through.
+pub fn models_of(plan: &LogicalPlan) -> Result<Vec<Arc<Model>>> {
+    let mut models: Vec<Arc<Model>> = Vec::new();
+    let mut add = |model: &Arc<Model>| {
+        if !models.contains(model) {
+            models.push(Arc::clone(model));
+        }
+    };
+    plan.apply_with_subqueries(|node| {
+        if let Some(infer) = Infer::of(node) {
+            add(&infer.job().model);
+        }
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::ScalarFunction(call) = expr
+                    && let Some(function) = call.func.inner().downcast_ref::<ModelFunction>()
+                    && let Some(model) = function.pinned()
+                {
+                    add(model);
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(models)
+}
 
 /// What stands before every column of an `Infer` node.
 const PREFIX: &str = "__ae_";

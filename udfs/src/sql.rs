@@ -16,7 +16,7 @@ use crate::model::store::ModelRef;
 
 pub(crate) use factory::OnnxFunctions;
 pub use handler::execute;
-pub(crate) use handler::explain;
+pub use handler::explain;
 pub use options::{OptionValue, Options};
 pub use parser::parse;
 pub use trainer::{Trainer, TrainerHandle, TrainingJob};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
 use datafusion::arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
@@ -33,6 +34,7 @@ use datafusion::physical_plan::{
 use futures::stream::{self, StreamExt};
 
 use super::Job;
+use super::observe::{ObserverHandle, Scored};
 use crate::functions::Call;
 use crate::matrix::{Form, Rows};
 use crate::score::{Meter, Scores, Scoring, Wanted};
@@ -185,6 +187,7 @@ impl ExecutionPlan for InferExec {
             exec: Arc::new(self.clone()),
             metrics: Metrics::new(&self.metrics, partition),
             memory,
+            observer: context.session_config().get_extension::<ObserverHandle>(),
             input,
             is_first: true,
             rest: None,
@@ -299,6 +302,7 @@ struct Partition {
     exec: Arc<InferExec>,
     metrics: Metrics,
     memory: MemoryReservation,
+    observer: Option<Arc<ObserverHandle>>,
     input: SendableRecordBatchStream,
     is_first: bool,
     /// What is left of the first batch.
@@ -338,7 +342,11 @@ impl Partition {
         };
         let rows = Rows::new(&arguments, &features, n).map_err(|e| self.explain(e))?;
         drop(timer);
-        let scores = self.run(&rows).await.map_err(|e| self.explain(e))?;
+        let (scores, runtime) = self.run(&rows).await.map_err(|e| self.explain(e))?;
+        if let Some(observer) = &self.observer {
+            let (arguments, form) = (arguments.as_slice(), &exec.form);
+            observer.0.scored(&Scored { model: &job.model, rows: batch, runtime, arguments, form, scores: &scores });
+        }
         let timer = self.metrics.conversion.timer();
         let call = Call { model: &job.model, form: &exec.form, rows: &rows };
         let mut columns = batch.columns().to_vec();
@@ -349,8 +357,8 @@ impl Partition {
         Ok(RecordBatch::try_new(Arc::clone(&exec.schema), columns)?.record_output(&self.metrics.baseline))
     }
 
-    /// Runs block after block; between two of them a query that was cancelled stops.
-    async fn run(&mut self, rows: &Rows) -> Result<Scores> {
+    /// Runs block after block, and tells how long ONNX Runtime took; between two of them a query that was cancelled stops.
+    async fn run(&mut self, rows: &Rows) -> Result<(Scores, Duration)> {
         let job = &self.exec.job;
         let mut scoring = Scoring::new(&job.model, job.start, rows, &self.exec.wanted, self.exec.block_rows)?;
         self.memory.try_resize(scoring.bytes() + scoring.session_bytes())?;
@@ -364,7 +372,8 @@ impl Partition {
             tokio::task::yield_now().await;
         }
         self.metrics.add(&scoring.meter);
-        scoring.finish()
+        let runtime = scoring.meter.runtime;
+        Ok((scoring.finish()?, runtime))
     }
 
     fn explain(&self, error: datafusion::error::DataFusionError) -> datafusion::error::DataFusionError {

@@ -365,8 +365,8 @@ fn describing(options: &mut Options) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// Puts before an error what was being done.
-pub(crate) fn explain(what: String, error: DataFusionError) -> DataFusionError {
+/// Puts before an error what was being done; its kind stays.
+pub fn explain(what: String, error: DataFusionError) -> DataFusionError {
     match error {
         DataFusionError::Plan(text) => DataFusionError::Plan(format!("{what}: {text}")),
         DataFusionError::Execution(text) => DataFusionError::Execution(format!("{what}: {text}")),
