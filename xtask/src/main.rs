@@ -5,11 +5,13 @@ mod demo;
 mod quality;
 mod setup;
 
-use std::path::{Path, PathBuf};
+use std::io::Write;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use xtask::kafka::Broker;
+use xtask::root;
 
 /// Tasks of this repository.
 #[derive(Debug, Parser)]
@@ -25,6 +27,12 @@ enum Task {
     Setup,
     /// Score a real data set with a real autoencoder, and show what comes out
     Demo,
+    /// Start a Kafka broker, and run a command with KAFKA_BOOTSTRAP_SERVERS set to it, or wait to be stopped
+    Kafka {
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true)]
+        command: Vec<String>,
+    },
     /// Run all tests
     Test,
     /// Everything a change must pass: format, lints, features, documentation, tests, demo
@@ -40,9 +48,24 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Setup => setup::fetch(),
         Task::Demo => demo::show(),
+        Task::Kafka { command } => kafka(&command),
         Task::Test => test(),
         Task::Ci => ci(),
         Task::Bench { what } => bench::run(&what),
+    }
+}
+
+fn kafka(command: &[String]) -> Result<()> {
+    let broker = Broker::start()?;
+    writeln!(std::io::stderr(), "KAFKA_BOOTSTRAP_SERVERS={}", broker.bootstrap())?;
+    match command.split_first() {
+        Some((program, arguments)) => {
+            run(Command::new(program).args(arguments).env("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap()))
+        }
+        None => {
+            writeln!(std::io::stderr(), "Enter stops the broker")?;
+            Ok(std::io::stdin().read_line(&mut String::new()).map(drop)?)
+        }
     }
 }
 
@@ -88,11 +111,6 @@ fn one_version(name: &str) -> Result<()> {
         bail!("Cargo.lock holds {n} versions of {name}, and must hold one");
     }
     Ok(())
-}
-
-/// The root of the repository.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {

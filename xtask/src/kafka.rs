@@ -1,0 +1,328 @@
+//! A real broker for tests, demo and benchmarks: the first that is there of `KAFKA_BOOTSTRAP_SERVERS`, a Docker engine, and
+//! Java 17 with Maven.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::root;
+
+/// How long a broker may take to accept connections.
+const START: Duration = Duration::from_secs(90);
+/// How long it may take to end when it is asked to.
+const STOP: Duration = Duration::from_secs(30);
+/// User and password of the listener with SASL.
+pub const USER: (&str, &str) = ("pump", "correct-horse");
+
+const MISSING: &str = "no Kafka broker can be had: set KAFKA_BOOTSTRAP_SERVERS to one that runs, or start a Docker engine, or \
+                       install Java 17 and Maven (on Debian: apt-get install openjdk-17-jre-headless maven)";
+
+/// A broker, which ends when this is dropped if it was started here.
+#[derive(Debug)]
+pub struct Broker {
+    bootstrap: String,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Given,
+    Docker { container: String },
+    Java(Java),
+}
+
+impl Broker {
+    /// The first that is there.
+    ///
+    /// # Errors
+    /// If there is none, with what to install; if it does not start.
+    pub fn start() -> Result<Self> {
+        if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP_SERVERS") {
+            return Ok(Self { bootstrap, kind: Kind::Given });
+        }
+        match has_docker_engine() {
+            true => Self::docker(),
+            false => Self::java(),
+        }
+    }
+
+    /// One of its own, which can be stopped and started, has a listener with SASL and TLS, and no data.
+    ///
+    /// # Errors
+    /// If there is no Java or no Maven, or it does not start.
+    pub fn java() -> Result<Self> {
+        let java = Java::prepare()?;
+        let mut broker = Self { bootstrap: java.bootstrap(), kind: Kind::Java(java) };
+        broker.resume()?;
+        Ok(broker)
+    }
+
+    fn docker() -> Result<Self> {
+        let [port] = free_ports()?;
+        let bootstrap = format!("127.0.0.1:{port}");
+        let setting = |text: &str| ["--env".to_owned(), text.to_owned()];
+        let settings = [
+            "KAFKA_NODE_ID=1",
+            "KAFKA_PROCESS_ROLES=broker,controller",
+            "KAFKA_LISTENERS=PLAINTEXT://:9092,CONTROLLER://:9093",
+            "KAFKA_CONTROLLER_LISTENER_NAMES=CONTROLLER",
+            "KAFKA_CONTROLLER_QUORUM_VOTERS=1@localhost:9093",
+            "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1",
+            "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR=1",
+            "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR=1",
+            "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0",
+        ];
+        let mut command = Command::new("docker");
+        command.args(["run", "--detach", "--rm", "--publish", &format!("127.0.0.1:{port}:9092")]);
+        command.args(settings.into_iter().flat_map(setting));
+        command.args(setting(&format!("KAFKA_ADVERTISED_LISTENERS=PLAINTEXT://{bootstrap}")));
+        let output = checked(command.arg(image()?))?;
+        let container = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let broker = Self { bootstrap, kind: Kind::Docker { container } };
+        answers(&broker.bootstrap, || Ok(()))?;
+        Ok(broker)
+    }
+
+    /// `host:port` of it.
+    #[must_use]
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// The listener with SASL and TLS, and the certificate of its authority.
+    #[must_use]
+    pub fn secured(&self) -> Option<(String, PathBuf)> {
+        match &self.kind {
+            Kind::Java(java) => Some((format!("127.0.0.1:{}", java.ports[2]), java.folder.join("broker.pem"))),
+            _ => None,
+        }
+    }
+
+    /// Ends it as it ends when nobody asked, or waits for it to end in order; its data stay.
+    ///
+    /// # Errors
+    /// If it was not started here.
+    pub fn pause(&mut self, is_killed: bool) -> Result<()> {
+        let Kind::Java(java) = &mut self.kind else { bail!("only a broker that was started here can be stopped") };
+        java.stop(is_killed)
+    }
+
+    /// Starts it again, with its data.
+    ///
+    /// # Errors
+    /// If it was not started here, or does not start.
+    pub fn resume(&mut self) -> Result<()> {
+        let Kind::Java(java) = &mut self.kind else { bail!("only a broker that was started here can be started") };
+        java.start()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        match &mut self.kind {
+            Kind::Given => {}
+            Kind::Docker { container } => drop(Command::new("docker").args(["stop", container]).output()),
+            Kind::Java(java) => {
+                drop(java.stop(true));
+                drop(std::fs::remove_dir_all(&java.folder));
+            }
+        }
+    }
+}
+
+/// The image of `docker-compose.yml`.
+fn image() -> Result<String> {
+    let compose = std::fs::read_to_string(root().join("docker-compose.yml"))?;
+    let image = compose.lines().find_map(|line| line.trim().strip_prefix("image: apache/kafka:"));
+    Ok(format!("apache/kafka:{}", image.context("docker-compose.yml names no image apache/kafka")?.trim()))
+}
+
+fn has_docker_engine() -> bool {
+    // the client alone says the version of its server only if there is one
+    Command::new("docker")
+        .args(["version", "--format", "{{.Server.Version}}"])
+        .output()
+        .is_ok_and(|o| o.status.success())
+}
+
+#[derive(Debug)]
+struct Java {
+    folder: PathBuf,
+    libraries: PathBuf,
+    /// Of the broker, its controller, and its listener with SASL and TLS.
+    ports: [u16; 3],
+    process: Option<Child>,
+}
+
+impl Java {
+    /// A folder with settings and no data.
+    fn prepare() -> Result<Self> {
+        let libraries = libraries()?;
+        let folder = root().join("target").join("kafka").join(format!("{}-{}", std::process::id(), unique()));
+        std::fs::create_dir_all(&folder)?;
+        let java = Self { folder, libraries, ports: free_ports()?, process: None };
+        java.certify()?;
+        std::fs::write(java.folder.join("server.properties"), java.settings())?;
+        let id = ["--cluster-id", "AEfusionAEfusionAEfusg", "--standalone", "--config"];
+        let mut format = java.command("kafka.tools.StorageTool");
+        checked(format.arg("format").args(id).arg("server.properties"))?;
+        Ok(java)
+    }
+
+    fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[0])
+    }
+
+    fn settings(&self) -> String {
+        let [port, controller, secured] = self.ports;
+        let (user, password) = USER;
+        format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},SASL_SSL://127.0.0.1:{secured}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL\n\
+             controller.listener.names=CONTROLLER\n\
+             controller.quorum.bootstrap.servers=127.0.0.1:{controller}\n\
+             sasl.enabled.mechanisms=PLAIN\n\
+             listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
+             user_{user}=\"{password}\";\n\
+             ssl.keystore.type=PEM\n\
+             ssl.keystore.location={}\n\
+             log.dirs={}\n\
+             offsets.topic.replication.factor=1\n\
+             offsets.topic.num.partitions=4\n\
+             transaction.state.log.replication.factor=1\n\
+             transaction.state.log.min.isr=1\n\
+             transaction.state.log.num.partitions=4\n\
+             share.coordinator.state.topic.replication.factor=1\n\
+             share.coordinator.state.topic.min.isr=1\n\
+             group.initial.rebalance.delay.ms=0\n\
+             group.min.session.timeout.ms=500\n\
+             auto.create.topics.enable=false\n",
+            self.folder.join("broker.pem").display(),
+            self.folder.join("data").display(),
+        )
+    }
+
+    /// A certificate of its own, signed by itself.
+    fn certify(&self) -> Result<()> {
+        let (key, certificate) = (self.folder.join("key.pem"), self.folder.join("certificate.pem"));
+        let subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"];
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30"]).args(subject);
+        checked(openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate))?;
+        let both = [std::fs::read_to_string(&key)?, std::fs::read_to_string(&certificate)?].concat();
+        Ok(std::fs::write(self.folder.join("broker.pem"), both)?)
+    }
+
+    fn command(&self, class: &str) -> Command {
+        let mut command = Command::new("java");
+        let logging = root().join("xtask").join("kafka").join("log4j2.properties");
+        command.arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
+        command.args(["-Xms256m", "-Xmx1g", "-XX:+ExitOnOutOfMemoryError", "-cp"]);
+        command.arg(self.libraries.join("*")).arg(class).current_dir(&self.folder);
+        command
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.folder.join("broker.log"))?;
+        let mut command = self.command("kafka.Kafka");
+        command.arg("server.properties").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut process = command.spawn().context("could not start java")?;
+        let log = self.folder.join("broker.log");
+        let started = answers(&self.bootstrap(), || match process.try_wait()? {
+            Some(status) => {
+                bail!("the broker ended with {status}: {}", std::fs::read_to_string(&log).unwrap_or_default())
+            }
+            None => Ok(()),
+        });
+        self.process = Some(process);
+        started
+    }
+
+    fn stop(&mut self, is_killed: bool) -> Result<()> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        if !is_killed {
+            checked(Command::new("kill").arg(process.id().to_string()))?;
+            let start = Instant::now();
+            while process.try_wait()?.is_none() && start.elapsed() < STOP {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        process.kill()?;
+        process.wait()?;
+        Ok(())
+    }
+}
+
+/// Kafka's libraries, fetched once by Maven.
+fn libraries() -> Result<PathBuf> {
+    let project = root().join("xtask").join("kafka").join("pom.xml");
+    let wanted = std::fs::read_to_string(&project)?;
+    let folder = root().join("target").join("kafka").join("libraries");
+    let stamp = folder.join("pom.xml");
+    if std::fs::read_to_string(&stamp).is_ok_and(|fetched| fetched == wanted) {
+        return Ok(folder);
+    }
+    if !["java", "mvn"].into_iter().all(|program| Command::new(program).arg("-version").output().is_ok()) {
+        bail!(MISSING);
+    }
+    writeln!(std::io::stderr(), "fetching Kafka")?;
+    remove(&folder)?;
+    let mut maven = Command::new("mvn");
+    maven.args(["--quiet", "--batch-mode", "dependency:copy-dependencies", "-DincludeScope=runtime", "--file"]);
+    checked(maven.arg(&project).arg(format!("-DoutputDirectory={}", folder.display())))?;
+    std::fs::write(stamp, wanted)?;
+    Ok(folder)
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Ports that nobody listens on.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let mut listeners = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        *port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
+}
+
+fn unique() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos())
+}
+
+/// Waits until a broker accepts connections; `check` tells why it never will.
+fn answers(bootstrap: &str, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    let address = bootstrap.to_socket_addrs()?.next().context("the broker has no address")?;
+    while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
+        check()?;
+        if start.elapsed() > START {
+            bail!("no broker answered at {bootstrap} within {} s", START.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn checked(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("could not start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output)
+}
