@@ -1,10 +1,13 @@
 //! The command line: one file a subcommand.
 
 mod doctor;
+mod log;
 mod output;
 mod progress;
 mod repl;
 mod report;
+#[cfg(feature = "kafka")]
+mod run;
 mod sql;
 mod training;
 
@@ -36,6 +39,9 @@ pub struct Cli {
 enum Command {
     /// Run SQL: a shell, or the statements that are given
     Sql(sql::SqlArgs),
+    /// Run the pipelines of a file over Kafka topics, until they are told to stop
+    #[cfg(feature = "kafka")]
+    Run(run::RunArgs),
     /// Write a page about a model: how it learnt, and what it makes of some rows
     Report(report::ReportArgs),
     /// Tell which ONNX Runtime, devices, model store and settings are in use
@@ -83,9 +89,11 @@ impl Cli {
     /// Runs the command and tells the exit code: 0, 1 after an error, 130 after Ctrl-C.
     pub fn run(self) -> ExitCode {
         let outcome = match self.command {
-            Command::Sql(args) => args.run(),
-            Command::Report(args) => args.run(),
-            Command::Doctor(args) => args.run(),
+            Command::Sql(args) => logged("error", || args.run()),
+            #[cfg(feature = "kafka")]
+            Command::Run(args) => args.run(),
+            Command::Report(args) => logged("error", || args.run()),
+            Command::Doctor(args) => logged("error", || args.run()),
         };
         match outcome {
             Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -99,6 +107,12 @@ impl Cli {
             }
         }
     }
+}
+
+/// Runs with a log on standard error, of what `RUST_LOG` asks for.
+fn logged(default: &str, run: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
+    log::Format::Text.start(default, log::Stderr::default());
+    run()
 }
 
 fn is_broken_pipe(error: &DataFusionError) -> bool {

@@ -4,6 +4,8 @@ pub mod cli;
 mod message;
 mod narrow;
 pub mod session;
+#[cfg(feature = "kafka")]
+pub mod stream;
 pub mod train;
 
 pub use message::message;

@@ -94,12 +94,16 @@ impl Session {
             let pool = TrackConsumersPool::new(FairSpillPool::new(bytes), NAMED_CONSUMERS);
             runtime = runtime.with_memory_pool(Arc::new(pool));
         }
-        let state = SessionStateBuilder::new()
+        #[cfg(feature = "kafka")]
+        config.options_mut().extensions.insert(crate::stream::StreamOptions::default());
+        let builder = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(runtime.build_arc()?)
             .with_default_features()
-            .with_autoencoders(models.clone())
-            .build();
+            .with_autoencoders(models.clone());
+        #[cfg(feature = "kafka")]
+        let builder = builder.with_table_factory("KAFKA".to_owned(), Arc::new(crate::stream::KafkaTables));
+        let state = builder.build();
         let tables = Arc::new(files::FileTables::default());
         let catalogs = DynamicFileCatalog::new(Arc::clone(state.catalog_list()), Arc::clone(&tables) as _);
         let state = SessionStateBuilder::new_from_existing(state).with_catalog_list(Arc::new(catalogs)).build();

@@ -1,0 +1,217 @@
+//! `aefusion run`: the pipelines of a file.
+
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aefusion_udfs::sql::{Statement, execute, explain, parse};
+use clap::Args;
+use datafusion::common::plan_err;
+use datafusion::common::runtime::{JoinSet, SpawnedTask};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::sql::parser::Statement as DataFusionStatement;
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::log::{Format, Stderr};
+use super::{Outcome, SessionArgs};
+use crate::session::Session;
+use crate::stream::{Job, Metrics, Plan, Server, Stats, Stop, check_name};
+use crate::train::Unwatched;
+
+/// What is logged unless `RUST_LOG` says otherwise.
+const LOGGED: &str = "warn,aefusion=info";
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The file: statements that make tables, models and settings, and an INSERT INTO … SELECT … for each pipeline
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    #[command(flatten)]
+    session: SessionArgs,
+
+    /// Serve a page, metrics (/metrics) and health (/healthz, /readyz) at this address, for example 127.0.0.1:8080
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+
+    /// Which instance of the pipelines this is; several share the partitions of a topic. A second one of the same name
+    /// takes the place of the first
+    #[arg(long, value_name = "NAME", default_value = "main", env = "AEFUSION_INSTANCE")]
+    instance: String,
+
+    /// End when the topics are read up to their ends, and everything is committed
+    #[arg(long)]
+    until_end: bool,
+
+    /// How the log looks
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log: Format,
+
+    /// Log errors only, and draw no line about what is going on
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl RunArgs {
+    pub(super) fn run(self) -> Result<Outcome> {
+        let status = match io::stderr().is_terminal() && !self.quiet && self.log == Format::Text {
+            true => ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
+            false => ProgressBar::hidden(),
+        };
+        // a template without placeholders that could be wrong
+        status.set_style(ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.log.start(if self.quiet { "error" } else { LOGGED }, Stderr(status.clone()));
+        check_name("--instance", &self.instance)?;
+        let script = std::fs::read_to_string(&self.file)
+            .map_err(|e| DataFusionError::IoError(e).context(format!("could not read {}", self.file.display())))?;
+        let session = self.session.open(Arc::new(Unwatched))?;
+        let runtime = tokio::runtime::Runtime::new()?;
+        let ended = runtime.block_on(self.pipelines(&session, &script, &status));
+        status.finish_and_clear();
+        ended.map(|()| Outcome::Done)
+    }
+
+    async fn pipelines(&self, session: &Session, script: &str, status: &ProgressBar) -> Result<()> {
+        let plans = plans(session, script, &stem(&self.file)).await?;
+        let (metrics, stop) = (Arc::new(Metrics::new()), Stop::default());
+        let mut jobs = JoinSet::new();
+        let mut all = Vec::new();
+        for plan in plans {
+            tracing::info!(pipeline = plan.name, instance = self.instance, "{}", plan.describe());
+            let stats = Stats::new(&plan.name, Arc::clone(&metrics));
+            all.push(Arc::clone(&stats));
+            let (models, instance, until_end) = (session.models().clone(), self.instance.clone(), self.until_end);
+            let job = Job { plan, models, instance, until_end, stop: stop.clone(), stats };
+            jobs.spawn(async move { job.run().await });
+        }
+        let server = match self.http {
+            Some(address) => Some(Server::bind(address, all.clone(), metrics).await?),
+            None => None,
+        };
+        let _served = server.map(|server| SpawnedTask::spawn(server.serve()));
+        let _signalled = SpawnedTask::spawn(on_signal(stop.clone()));
+        let _ticking = SpawnedTask::spawn(tick(all.clone(), status.clone()));
+        let mut failed = None;
+        while let Some(ended) = jobs.join_next().await {
+            let ended = ended.map_err(|e| DataFusionError::External(Box::new(e)))?;
+            if let Err(error) = ended {
+                // pipelines of a file start and end together
+                stop.ask();
+                match &failed {
+                    None => failed = Some(error),
+                    Some(_) => tracing::error!("{}", crate::message(&error)),
+                }
+            }
+        }
+        for stats in &all {
+            tracing::info!(pipeline = stats.pipeline, "ended: {}", stats.line());
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Runs what stands before the pipelines, and plans those.
+async fn plans(session: &Session, script: &str, file: &str) -> Result<Vec<Plan>> {
+    let mut plans: Vec<Plan> = Vec::new();
+    for statement in parse(session.context(), script)? {
+        match statement {
+            Statement::DataFusion(statement) if is_insert(&statement) => {
+                let what = format!("{statement}");
+                let plan = Plan::try_new(&session.context().state(), *statement, file).await;
+                let plan = plan.map_err(|e| explain(shortened(&what), e))?;
+                if plans.iter().any(|other| other.name == plan.name) {
+                    return plan_err!(
+                        "two pipelines are called '{}'; SET stream.name = '…' before the second gives it another name",
+                        plan.name
+                    );
+                }
+                plans.push(plan);
+            }
+            Statement::DataFusion(statement) if is_query(&statement) => {
+                return plan_err!(
+                    "{}: a pipeline has nowhere to print rows; aefusion sql does",
+                    shortened(&statement.to_string())
+                );
+            }
+            statement => drop(execute(session.context(), statement).await?.collect().await?),
+        }
+    }
+    match plans.is_empty() {
+        true => plan_err!("the file has no INSERT INTO … SELECT …, so there is no pipeline to run"),
+        false => Ok(plans),
+    }
+}
+
+fn is_insert(statement: &DataFusionStatement) -> bool {
+    matches!(statement, DataFusionStatement::Statement(sql) if matches!(sql.as_ref(), SqlStatement::Insert(_)))
+}
+
+fn is_query(statement: &DataFusionStatement) -> bool {
+    match statement {
+        DataFusionStatement::Statement(sql) => matches!(sql.as_ref(), SqlStatement::Query(_)),
+        DataFusionStatement::Explain(_) => true,
+        _ => false,
+    }
+}
+
+fn shortened(statement: &str) -> String {
+    const SHOWN: usize = 60;
+    match statement.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &statement[..end]),
+        None => statement.to_owned(),
+    }
+}
+
+/// The name of a file without folder and extension, as far as a pipeline's name may hold it.
+fn stem(file: &Path) -> String {
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    stem.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
+}
+
+/// Asks for the end at the first signal; the second one ends the program at once, which loses nothing either.
+async fn on_signal(stop: Stop) {
+    for is_first in [true, false] {
+        if terminated().await.is_err() {
+            return;
+        }
+        if !is_first {
+            std::process::exit(130);
+        }
+        tracing::info!("stopping: what was read is finished and committed");
+        stop.ask();
+    }
+}
+
+#[cfg(unix)]
+async fn terminated() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminated() -> io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
+
+/// Another second is over, and another.
+async fn tick(all: Vec<Arc<Stats>>, status: ProgressBar) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        seconds.tick().await;
+        let lines: Vec<String> = all
+            .iter()
+            .map(|stats| {
+                stats.tick();
+                stats.line()
+            })
+            .collect();
+        status.set_message(lines.join("  ·  "));
+    }
+}

@@ -1,0 +1,39 @@
+//! Why a pipeline stopped, and whether it may try again.
+
+use datafusion::error::DataFusionError;
+
+/// What an instance is told whose place was taken.
+pub(crate) const TAKEN: &str =
+    "another instance of this pipeline has taken its place (same name, same --instance); only one may run";
+
+/// Why a pipeline stopped.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It would fail again: it ends.
+    Final(DataFusionError),
+    /// It goes on from what it had committed.
+    Passing(DataFusionError),
+}
+
+impl Failure {
+    /// An error in what is ours or the user's.
+    pub(crate) fn last(text: impl Into<String>) -> Self {
+        Self::Final(DataFusionError::Execution(text.into()))
+    }
+
+    /// An error in what is around.
+    pub(crate) fn passing(text: impl Into<String>) -> Self {
+        Self::Passing(DataFusionError::Execution(text.into()))
+    }
+}
+
+impl From<DataFusionError> for Failure {
+    /// What files, networks and memory do may pass; what queries do does not.
+    fn from(error: DataFusionError) -> Self {
+        let may_pass = matches!(
+            error.find_root(),
+            DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::ResourcesExhausted(_)
+        );
+        if may_pass { Self::Passing(error) } else { Self::Final(error) }
+    }
+}

@@ -1,0 +1,402 @@
+//! Runs pipelines, until they are asked to stop or cannot go on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aefusion_udfs::config::AeOptions;
+use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::model::store::ModelRef;
+use datafusion::common::plan_err;
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::SessionState;
+use datafusion::sql::parser::Statement;
+use tokio::sync::mpsc;
+
+use super::failure::Failure;
+use super::format::{Encoder, Malformed};
+use super::kafka::{Batch, Consumed, Consumer, OnMalformed, Reader, told};
+use super::query::{Insert, Query};
+use super::records::Records;
+use super::settings::{Delivery, Settings};
+use super::sink::{DeadLetter, DeadLetters, FileSink, Output, Scored, Sink, Target, TopicSink};
+use super::stats::Stats;
+use super::stop::Stop;
+use crate::message;
+
+/// How long a pipeline waits before it tries again: at first, and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LAST_WAIT: Duration = Duration::from_secs(15);
+
+/// One pipeline of a file.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    insert: Insert,
+    target: Target,
+    settings: Settings,
+    limits: aefusion_udfs::model::Limits,
+}
+
+impl Plan {
+    /// A pipeline of an INSERT; `file` is the name of the file that it stands in.
+    ///
+    /// # Errors
+    /// A planning error if it cannot be one, with the reason.
+    pub(crate) async fn try_new(state: &SessionState, statement: Statement, file: &str) -> Result<Self> {
+        let settings = Settings::of(state.config_options())?;
+        let insert = Insert::try_new(state, statement).await?;
+        let target = Target::of(&insert.sink, state)?;
+        let name = settings.name.clone().unwrap_or_else(|| format!("{file}-{}", insert.sink_name));
+        check_name("the name of a pipeline", &name)?;
+        if let (Target::Topic(sink), Delivery::ExactlyOnce) = (&target, settings.delivery)
+            && sink.connection.brokers != insert.source.connection.brokers
+        {
+            return plan_err!(
+                "exactly once from {} to {} cannot be had: one transaction does not span two clusters; write their brokers \
+                 alike if they are one, or SET stream.delivery = 'at_least_once'",
+                insert.source.connection,
+                sink.connection
+            );
+        }
+        let limits = AeOptions::of(state.config_options()).limits();
+        Ok(Self { name, insert, target, settings, limits })
+    }
+
+    /// What it does, for a person.
+    pub(crate) fn describe(&self) -> String {
+        format!("{} → {}", self.insert.source.connection, self.insert.sink_name)
+    }
+}
+
+/// Names stand in names of files, and of transactions.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    match !name.is_empty() && name.chars().all(is_plain) {
+        true => Ok(()),
+        false => plan_err!("{what} must be of letters, digits, '_' and '-'; found '{name}' (SET stream.name = '…')"),
+    }
+}
+
+/// A pipeline that runs.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) plan: Plan,
+    pub(crate) models: Models,
+    /// Which of the instances of the pipeline this is.
+    pub(crate) instance: String,
+    /// End when the topic was read up to its end.
+    pub(crate) until_end: bool,
+    pub(crate) stop: Stop,
+    pub(crate) stats: Arc<Stats>,
+}
+
+impl Job {
+    /// Runs until it is asked to stop, or until the end of the topic.
+    ///
+    /// # Errors
+    /// What a person must mend.
+    pub(crate) async fn run(&self) -> Result<()> {
+        let what = format!("pipeline '{}'", self.plan.name);
+        let ended = self.go_on().await.map_err(|e| aefusion_udfs::sql::explain(what, e));
+        self.stats.ended();
+        ended
+    }
+
+    async fn go_on(&self) -> Result<()> {
+        let mut query = self.plan.insert.plan(&self.stats).await?;
+        self.fits(&query)?;
+        let mut wait = FIRST_WAIT;
+        loop {
+            let began = Instant::now();
+            let failure = match self.once(&mut query).await {
+                Ok(()) => return Ok(()),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(error)) => error,
+            };
+            if self.stop.is_asked() {
+                return Err(failure);
+            }
+            let text = message(&failure);
+            tracing::warn!(pipeline = self.plan.name, "{text}; trying again from what is committed");
+            self.stats.waiting(text);
+            // what ran well for a while has not failed twice in a row
+            wait = if began.elapsed() > LAST_WAIT * 2 { FIRST_WAIT } else { wait };
+            let stop = self.stop.clone();
+            let slept = SpawnedTask::spawn_blocking(move || stop.sleep(wait)).join().await;
+            slept.map_err(|e| DataFusionError::External(Box::new(e)))?;
+            if self.stop.is_asked() {
+                return Ok(());
+            }
+            wait = (wait * 2).min(LAST_WAIT);
+        }
+    }
+
+    /// That the rows of the query can be written, before any was read.
+    fn fits(&self, query: &Query) -> Result<()> {
+        let empty = datafusion::arrow::array::RecordBatch::new_empty(query.schema());
+        match &self.plan.target {
+            Target::Topic(table) => table.encoder()?.encode(&empty).map(drop),
+            Target::Files(_) => Ok(()),
+        }
+    }
+
+    /// Opens everything, and runs until something fails.
+    async fn once(&self, query: &mut Query) -> Result<(), Failure> {
+        // the sink first: it ends what an instance before this one had begun, and then offsets stand
+        let mut sink = self.sink().await?;
+        let reader = self.reader().await?;
+        sink.watch(&reader.consumer);
+        let consumer = Arc::clone(&reader.consumer);
+        let (to_query, mut batches) = mpsc::channel::<Batch>(1);
+        let (to_sink, scored) = mpsc::channel::<Scored>(1);
+        let reading = SpawnedTask::spawn_blocking(move || reader.run(&to_query));
+        let runtime = tokio::runtime::Handle::current();
+        let writing = SpawnedTask::spawn_blocking(move || write(sink, scored, &consumer, &runtime));
+        let queried = self.query(query, &mut batches, to_sink).await;
+        drop(batches);
+        let written = joined(writing).await;
+        let read = joined(reading).await;
+        written.and(queried).and(read)
+    }
+
+    async fn sink(&self) -> Result<OpenSink, Failure> {
+        let plan = &self.plan;
+        let source = plan.insert.source.connection.clone();
+        let letters = plan.insert.source.dead_letters.clone();
+        let (stop, stats) = (self.stop.clone(), Arc::clone(&self.stats));
+        match &plan.target {
+            Target::Topic(table) => {
+                let (topic, delivery) = (table.connection.clone(), plan.settings.delivery);
+                let name = format!("{}-{}", plan.name, self.instance);
+                let open = move || TopicSink::open(&source, &topic, letters.as_ref(), delivery, &name, &stop, &stats);
+                Ok(OpenSink::Topic(Box::new(joined(SpawnedTask::spawn_blocking(open)).await?)))
+            }
+            Target::Files(folder) => {
+                let letters = match letters {
+                    Some(letters) => {
+                        let open = move || DeadLetters::open(&letters, &stop);
+                        Some(joined(SpawnedTask::spawn_blocking(open)).await?)
+                    }
+                    None => None,
+                };
+                let names = (plan.name.as_str(), self.instance.as_str());
+                let sink = FileSink::open(folder.clone(), names, &plan.settings, &source, letters, &stats).await?;
+                Ok(OpenSink::Files(Box::new(sink)))
+            }
+        }
+    }
+
+    async fn reader(&self) -> Result<Reader, Failure> {
+        let plan = &self.plan;
+        let (source, name, settings) = (plan.insert.source.clone(), plan.name.clone(), plan.settings.clone());
+        let starts = plan.target.starts(&plan.name);
+        let (until_end, stop, stats) = (self.until_end, self.stop.clone(), Arc::clone(&self.stats));
+        let open = move || {
+            let what = Consumed {
+                connection: &source.connection,
+                group: &name,
+                with_headers: source.with_headers(),
+                max_rows: settings.max_batch_rows,
+                max_age: settings.max_batch,
+                until_end,
+                starts,
+            };
+            Reader::open(what, stop, stats)
+        };
+        joined(SpawnedTask::spawn_blocking(open)).await
+    }
+
+    /// Runs the query over micro-batches as they come.
+    async fn query(
+        &self,
+        query: &mut Query,
+        batches: &mut mpsc::Receiver<Batch>,
+        to_sink: mpsc::Sender<Scored>,
+    ) -> Result<(), Failure> {
+        let encoder = match &self.plan.target {
+            Target::Topic(table) => Some(table.encoder()?),
+            Target::Files(_) => None,
+        };
+        let mut looked = Instant::now();
+        loop {
+            let batch = tokio::select! {
+                batch = batches.recv() => batch,
+                // it has failed, and says why
+                () = to_sink.closed() => return Ok(()),
+            };
+            let Some(batch) = batch else { return Ok(()) };
+            if self.plan.settings.reload.is_some_and(|every| looked.elapsed() >= every) {
+                self.reload(query).await;
+                looked = Instant::now();
+            }
+            let outcome = query.run(&batch.records).await?;
+            let dead = self.judge(&batch.records, &outcome.malformed)?;
+            let rows = outcome.rows.iter().map(|rows| rows.num_rows()).sum();
+            let output = match &encoder {
+                Some(encoder) => Output::Records(encode(encoder, &outcome.rows)?),
+                None => Output::Rows(outcome.rows),
+            };
+            let Batch { records, spans, epoch, group, since } = batch;
+            let scored = Scored { output, rows, dead, records_in: records.len(), spans, epoch, group, since };
+            if to_sink.send(scored).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is to be done with malformed records.
+    fn judge(&self, records: &Records, malformed: &[Malformed]) -> Result<Vec<DeadLetter>> {
+        let Some(first) = malformed.first() else { return Ok(Vec::new()) };
+        let source = &self.plan.insert.source;
+        let topic = &source.connection.topic;
+        let error = told(topic, records, first);
+        let n = malformed.len();
+        match source.on_malformed {
+            OnMalformed::Fail => Err(error),
+            OnMalformed::Skip => {
+                tracing::warn!(
+                    pipeline = self.plan.name,
+                    "{n} malformed records skipped, the first: {}",
+                    message(&error)
+                );
+                self.stats.malformed(n, false);
+                Ok(Vec::new())
+            }
+            OnMalformed::DeadLetter => {
+                tracing::warn!(
+                    pipeline = self.plan.name,
+                    "{n} malformed records set aside, the first: {}",
+                    message(&error)
+                );
+                self.stats.malformed(n, true);
+                Ok(malformed.iter().map(|m| DeadLetter::of(&self.plan.name, topic, records, m)).collect())
+            }
+        }
+    }
+
+    /// Plans the query anew if a model has a new version; if that cannot be done it stays as it is.
+    async fn reload(&self, query: &mut Query) {
+        let mut is_new = false;
+        for model in query.models() {
+            let newest = match ModelRef::parse(model.name()) {
+                Ok(newest) => newest,
+                Err(_) => continue,
+            };
+            match self.models.find(&newest, &self.plan.limits).await {
+                Ok(found) => is_new |= found.sha256_hex() != model.sha256_hex(),
+                Err(error) => tracing::warn!("could not look for a new version of {model}: {}", message(&error)),
+            }
+        }
+        if !is_new {
+            return;
+        }
+        match self.plan.insert.plan(&self.stats).await {
+            Ok(planned) if planned.models() == query.models() => {}
+            Ok(planned) => {
+                let names: Vec<String> = planned.models().iter().map(ToString::to_string).collect();
+                tracing::info!(pipeline = self.plan.name, models = names.join(", "), "new version of a model");
+                *query = planned;
+            }
+            Err(error) => {
+                tracing::error!(
+                    pipeline = self.plan.name,
+                    "a new version of a model cannot be used, the one before stays: {}",
+                    message(&error)
+                );
+            }
+        }
+    }
+}
+
+/// A sink of one kind or the other.
+enum OpenSink {
+    Topic(Box<TopicSink>),
+    Files(Box<FileSink>),
+}
+
+impl OpenSink {
+    fn watch(&mut self, consumer: &Arc<Consumer>) {
+        let consumer = Some(Arc::clone(consumer));
+        match self {
+            Self::Topic(sink) => sink.consumer = consumer,
+            Self::Files(sink) => sink.consumer = consumer,
+        }
+    }
+
+    fn as_sink(&mut self) -> &mut dyn Sink {
+        match self {
+            Self::Topic(sink) => sink.as_mut(),
+            Self::Files(sink) => sink.as_mut(),
+        }
+    }
+}
+
+/// Writes micro-batches as they come, and commits them when it is time.
+fn write(
+    mut sink: OpenSink,
+    mut scored: mpsc::Receiver<Scored>,
+    consumer: &Consumer,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), Failure> {
+    use rdkafka::consumer::Consumer as _;
+    let sink = sink.as_sink();
+    let mut written = None;
+    loop {
+        let deadline = sink.deadline();
+        let next = runtime.block_on(async {
+            match deadline {
+                Some(at) => tokio::time::timeout_at(at.into(), scored.recv()).await.ok(),
+                None => Some(scored.recv().await),
+            }
+        });
+        let epoch = consumer.context().epoch();
+        if written != Some(epoch) {
+            // partitions have moved since: what was written of them and is not committed is read again
+            sink.discard();
+        }
+        match next {
+            None => sink.commit()?,
+            Some(None) => return sink.commit(),
+            Some(Some(batch)) if batch.epoch != epoch => continue,
+            Some(Some(batch)) => {
+                written = Some(epoch);
+                sink.write(batch)?;
+                if sink.deadline().is_some_and(|at| at <= Instant::now()) {
+                    sink.commit()?;
+                }
+            }
+        }
+    }
+}
+
+fn encode(encoder: &Encoder, rows: &[datafusion::arrow::array::RecordBatch]) -> Result<Vec<Records>> {
+    rows.iter().map(|rows| encoder.encode(rows)).collect()
+}
+
+async fn joined<T: Send + 'static>(task: SpawnedTask<Result<T, Failure>>) -> Result<T, Failure> {
+    match task.join().await {
+        Ok(done) => done,
+        Err(error) => Err(Failure::Final(DataFusionError::External(Box::new(error)))),
+    }
+}
+
+impl DeadLetter {
+    /// A malformed record as it was, with headers that say why and where it stood.
+    fn of(pipeline: &str, topic: &str, records: &Records, malformed: &Malformed) -> Self {
+        use datafusion::arrow::array::Array;
+        let i = malformed.record;
+        let bytes =
+            |column: &datafusion::arrow::array::BinaryArray| column.is_valid(i).then(|| column.value(i).to_vec());
+        let mut headers = records.headers_of(i);
+        let told = [
+            ("aefusion.reason", malformed.reason.clone()),
+            ("aefusion.pipeline", pipeline.to_owned()),
+            ("aefusion.topic", topic.to_owned()),
+            ("aefusion.partition", records.partitions().value(i).to_string()),
+            ("aefusion.offset", records.offsets().value(i).to_string()),
+        ];
+        headers.extend(told.map(|(key, value)| (key.to_owned(), Some(value.into_bytes()))));
+        Self { key: bytes(records.keys()), value: bytes(records.values()), headers }
+    }
+}

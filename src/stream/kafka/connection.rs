@@ -1,0 +1,153 @@
+//! Where a topic is, and how to get there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use aefusion_udfs::named::Named;
+use datafusion::common::plan_err;
+use datafusion::error::{DataFusionError, Result};
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+
+/// Settings of librdkafka that a pipeline makes itself.
+const OWN: [&str; 12] = [
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "group.protocol",
+    "group.remote.assignor",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+    "statistics.interval.ms",
+    "transactional.id",
+];
+
+/// Settings whose values are secrets.
+const SECRETS: [&str; 7] = [
+    "sasl.oauthbearer.assertion.private.key.passphrase",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.config",
+    "sasl.password",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+];
+
+/// What is done with a record that no row can be made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnMalformed {
+    Fail,
+    Skip,
+    DeadLetter,
+}
+
+impl Named for OnMalformed {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("fail", Self::Fail), ("skip", Self::Skip), ("dead_letter", Self::DeadLetter)];
+}
+
+/// A topic of some brokers. What it shows of itself holds no secret.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    /// `host:port`, several with commas.
+    pub(crate) brokers: String,
+    pub(crate) topic: String,
+    settings: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("brokers", &self.brokers).field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kafka://{}/{}", self.brokers, self.topic)
+    }
+}
+
+impl Connection {
+    /// A location, and settings of librdkafka with their secrets already read.
+    ///
+    /// # Errors
+    /// A planning error if the location is none, a setting is unknown or wrong, or is one that pipelines make themselves.
+    pub(crate) fn try_new(location: &str, settings: BTreeMap<String, String>) -> Result<Self> {
+        let Some((brokers, topic)) = location.strip_prefix("kafka://").and_then(|rest| rest.split_once('/')) else {
+            return plan_err!(
+                "LOCATION must be 'kafka://host:port/topic', several brokers with commas; found '{location}'"
+            );
+        };
+        let is_topic = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if brokers.is_empty() || topic.is_empty() || topic.len() > 249 || !topic.chars().all(is_topic) {
+            return plan_err!(
+                "LOCATION must name brokers and a topic, of letters, digits, '.', '_' and '-'; found '{location}'"
+            );
+        }
+        if let Some(own) = settings.keys().find(|key| OWN.contains(&key.as_str())) {
+            return plan_err!("{own} cannot be set: it follows from the table and the pipeline");
+        }
+        let connection = Self { brokers: brokers.to_owned(), topic: topic.to_owned(), settings };
+        connection.client().create_native_config().map_err(|e| match e {
+            // not the value, which may be a secret
+            KafkaError::ClientConfig(_, reason, key, _) if !SECRETS.contains(&key.as_str()) => {
+                DataFusionError::Plan(format!(
+                    "the option '{key}' is neither one of the table's nor a setting that librdkafka takes: {reason}"
+                ))
+            }
+            KafkaError::ClientConfig(_, _, key, _) => {
+                DataFusionError::Plan(format!("librdkafka does not take the value of '{key}'"))
+            }
+            other => DataFusionError::Plan(other.to_string()),
+        })?;
+        Ok(connection)
+    }
+
+    /// Another topic of the same brokers.
+    pub(crate) fn to(&self, topic: &str) -> Result<Self> {
+        Self::try_new(&format!("kafka://{}/{topic}", self.brokers), self.settings.clone())
+    }
+
+    /// Settings of a client.
+    pub(crate) fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("client.id", "aefusion");
+        for (key, value) in &self.settings {
+            config.set(key, value);
+        }
+        config
+    }
+
+    /// Sets what the user has not.
+    pub(crate) fn default(&self, config: &mut ClientConfig, key: &str, value: &str) {
+        if !self.settings.contains_key(key) {
+            config.set(key, value);
+        }
+    }
+}
+
+/// The value of an option: `env:NAME` is a variable of the environment, `file:PATH` is what a file holds.
+///
+/// # Errors
+/// A planning error if that cannot be read, or if a secret stands in the statement itself.
+pub(crate) fn resolve(key: &str, value: String) -> Result<String> {
+    if let Some(name) = value.strip_prefix("env:") {
+        return std::env::var(name)
+            .map_err(|_| DataFusionError::Plan(format!("the option '{key}': the environment has no {name}")));
+    }
+    if let Some(path) = value.strip_prefix("file:") {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| DataFusionError::Plan(format!("the option '{key}': could not read the file '{path}': {e}")))?;
+        return Ok(text.trim_end_matches(['\n', '\r']).to_owned());
+    }
+    if SECRETS.contains(&key) {
+        return plan_err!(
+            "the option '{key}' is a secret, which would be seen in the statement; give 'env:NAME' for a variable of the \
+             environment, or 'file:PATH' for a file"
+        );
+    }
+    Ok(value)
+}

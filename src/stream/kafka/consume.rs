@@ -1,0 +1,391 @@
+//! Reads a topic in micro-batches, as a member of a consumer group.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use datafusion::error::Result;
+use parking_lot::Mutex;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use tokio::sync::mpsc;
+
+use super::{Connection, cause};
+use crate::stream::failure::Failure;
+use crate::stream::records::{Records, RecordsBuilder};
+use crate::stream::stats::Stats;
+use crate::stream::stop::Stop;
+
+/// Bytes of a micro-batch, at most about.
+const MAX_BATCH_BYTES: usize = 16 << 20;
+/// How long a poll waits when there is nothing to do.
+const IDLE: Duration = Duration::from_millis(50);
+/// How long brokers may take to tell what they have.
+pub(crate) const METADATA: Duration = Duration::from_secs(10);
+
+/// Offsets of a partition that a batch takes from, and moves on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Where what is committed ends; none if nothing is.
+    pub(crate) from: Option<i64>,
+    /// Where the batch ends.
+    pub(crate) to: i64,
+}
+
+/// Records that were read together.
+pub(crate) struct Batch {
+    pub(crate) records: Records,
+    pub(crate) spans: BTreeMap<i32, Span>,
+    /// The assignment of partitions in which they were read.
+    pub(crate) epoch: u64,
+    /// The group as it was at that assignment: with it brokers refuse a commit once partitions have moved.
+    pub(crate) group: Arc<ConsumerGroupMetadata>,
+    /// When the first of them was read.
+    pub(crate) since: Instant,
+}
+
+/// Where a pipeline begins to read a partition, where Kafka does not know.
+pub(crate) trait StartOffsets: Send + Sync + std::fmt::Debug {
+    /// Offsets by partition; a partition that is not among them begins where the group or `auto.offset.reset` says.
+    ///
+    /// # Errors
+    /// If they cannot be read now.
+    fn read(&self) -> Result<BTreeMap<i32, i64>>;
+}
+
+/// What librdkafka tells while it reads.
+pub(crate) struct Group {
+    epoch: AtomicU64,
+    starts: Option<Arc<dyn StartOffsets>>,
+    /// By partition that is assigned: where what is committed ends.
+    positions: Mutex<BTreeMap<i32, Option<i64>>>,
+    metadata: Mutex<Option<Arc<ConsumerGroupMetadata>>>,
+    failure: Mutex<Option<Failure>>,
+    topic: String,
+    stats: Arc<Stats>,
+}
+
+impl Group {
+    /// The number of the current assignment of partitions.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &mut TopicPartitionList) -> Result<(), Failure> {
+        let starts = self.starts.as_ref().map(|starts| starts.read()).transpose()?.unwrap_or_default();
+        let mut positions = BTreeMap::new();
+        for partition in partitions.elements_for_topic(&self.topic) {
+            positions.insert(partition.partition(), starts.get(&partition.partition()).copied());
+        }
+        for (partition, start) in &starts {
+            if let Some(mut element) = partitions.find_partition(&self.topic, *partition) {
+                let set = element.set_offset(Offset::Offset(*start));
+                set.map_err(|e| Failure::passing(cause(&e)))?;
+            }
+        }
+        // Taken here and not at a commit: a member that lost its place is none until it joins again, and a commit of none is not
+        // refused.
+        let metadata = consumer.group_metadata().filter(|_| !consumer.assignment_lost());
+        let Some(metadata) = metadata else { return Err(Failure::passing("the place in the consumer group was lost")) };
+        *self.metadata.lock() = Some(Arc::new(metadata));
+        tracing::info!(partitions = ?positions.keys().collect::<Vec<_>>(), topic = self.topic, "partitions assigned");
+        self.stats.assigned(positions.keys().copied());
+        *self.positions.lock() = positions;
+        consumer.assign(partitions).map_err(|e| Failure::passing(format!("could not take partitions: {}", cause(&e))))
+    }
+}
+
+impl ClientContext for Group {
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        for (partition, known) in &topic.partitions {
+            if known.ls_offset >= 0 {
+                self.stats.end_of(*partition, known.ls_offset);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Quiet.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Group {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        // whatever was read and is not committed is read again, by whoever has the partition then
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        let done = match what {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions),
+            _ => {
+                tracing::info!(topic = self.topic, "partitions revoked");
+                self.positions.lock().clear();
+                *self.metadata.lock() = None;
+                self.stats.assigned([]);
+                consumer.unassign().map_err(|e| Failure::passing(cause(&e)))
+            }
+        };
+        if let Err(failure) = done {
+            drop(consumer.unassign());
+            *self.failure.lock() = Some(failure);
+        }
+    }
+}
+
+/// A member of a consumer group, which leaves it when this is dropped.
+pub(crate) type Consumer = BaseConsumer<Group>;
+
+/// Logs what librdkafka calls errors, all but the end of a partition.
+#[derive(Debug)]
+pub(crate) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::warn!(error = cause(&error), "{reason}");
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// Reads a topic in micro-batches.
+pub(crate) struct Reader {
+    pub(crate) consumer: Arc<Consumer>,
+    topic: String,
+    with_headers: bool,
+    max_rows: usize,
+    max_age: Duration,
+    /// End when every partition was read up to its end.
+    until_end: bool,
+    stop: Stop,
+    stats: Arc<Stats>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+/// How a [`Reader`] reads.
+#[derive(Debug)]
+pub(crate) struct Consumed<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) group: &'a str,
+    pub(crate) with_headers: bool,
+    pub(crate) max_rows: usize,
+    pub(crate) max_age: Duration,
+    pub(crate) until_end: bool,
+    pub(crate) starts: Option<Arc<dyn StartOffsets>>,
+}
+
+impl Reader {
+    /// Joins the group.
+    ///
+    /// # Errors
+    /// Passing ones if no broker answers; a last one if there is no such topic.
+    pub(crate) fn open(what: Consumed<'_>, stop: Stop, stats: Arc<Stats>) -> Result<Self, Failure> {
+        let connection = what.connection;
+        let mut config = connection.client();
+        config.set("group.id", what.group);
+        config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+        config.set("enable.partition.eof", "true").set("statistics.interval.ms", "1000");
+        connection.default(&mut config, "isolation.level", "read_committed");
+        connection.default(&mut config, "auto.offset.reset", "earliest");
+        // how soon the partitions of an instance that died are given to another, or to itself
+        connection.default(&mut config, "session.timeout.ms", "10000");
+        // what is read ahead of a pipeline that cannot keep up
+        connection.default(&mut config, "queued.max.messages.kbytes", "16384");
+        connection.default(&mut config, "fetch.message.max.bytes", "1048576");
+        let group = Group {
+            epoch: AtomicU64::new(0),
+            starts: what.starts,
+            positions: Mutex::default(),
+            metadata: Mutex::default(),
+            failure: Mutex::default(),
+            topic: connection.topic.clone(),
+            stats: Arc::clone(&stats),
+        };
+        let consumer: Consumer = config.create_with_context(group).map_err(|e| Failure::passing(cause(&e)))?;
+        topic_exists(consumer.client(), connection)?;
+        consumer.subscribe(&[&connection.topic]).map_err(|e| Failure::passing(cause(&e)))?;
+        Ok(Self {
+            consumer: Arc::new(consumer),
+            topic: connection.topic.clone(),
+            with_headers: what.with_headers,
+            max_rows: what.max_rows,
+            max_age: what.max_age,
+            until_end: what.until_end,
+            stop,
+            stats,
+        })
+    }
+
+    /// Reads until it is asked to stop, or fails; a batch that is not taken holds it up.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub(crate) fn run(&self, batches: &mpsc::Sender<Batch>) -> Result<(), Failure> {
+        let group = self.consumer.context();
+        let mut builder = RecordsBuilder::new(self.with_headers);
+        let mut ends: HashMap<i32, i64> = HashMap::new();
+        let mut at_end: BTreeSet<i32> = BTreeSet::new();
+        let (mut epoch, mut since) = (group.epoch(), None::<Instant>);
+        loop {
+            let age = since.map_or(Duration::ZERO, |since| since.elapsed());
+            let is_full = builder.len() >= self.max_rows || builder.bytes() >= MAX_BATCH_BYTES;
+            let is_last = self.stop.is_asked() || (self.until_end && self.is_at_end(&at_end));
+            if let Some(first) = since
+                && (is_full || is_last || age >= self.max_age)
+            {
+                // one that is not full grows as long as nobody takes it
+                let place = match is_full || is_last {
+                    true => batches.blocking_reserve_or_closed(),
+                    false => batches.try_reserve_or_closed(),
+                };
+                match place {
+                    Place::Free(place) => {
+                        let spans = self.advance(&mut ends);
+                        let records = builder.finish()?;
+                        since = None;
+                        let Some(group) = group.metadata.lock().clone() else {
+                            return Err(Failure::passing("records came before an assignment of partitions"));
+                        };
+                        place.send(Batch { records, spans, epoch, group, since: first });
+                    }
+                    Place::Closed => return Ok(()),
+                    Place::Full => {}
+                }
+            }
+            if (is_last && since.is_none()) || batches.is_closed() {
+                return Ok(());
+            }
+            let patience = match since {
+                None => IDLE,
+                Some(_) if age >= self.max_age => Duration::from_millis(1),
+                Some(_) => (self.max_age - age).min(IDLE),
+            };
+            let polled = self.consumer.poll(patience);
+            if let Some(failure) = group.failure.lock().take() {
+                return Err(failure);
+            }
+            if group.epoch() != epoch {
+                epoch = group.epoch();
+                builder = RecordsBuilder::new(self.with_headers);
+                ends.clear();
+                at_end.clear();
+                since = None;
+            }
+            match polled {
+                None => {}
+                Some(Ok(message)) => {
+                    builder.push(&message);
+                    ends.insert(message.partition(), message.offset() + 1);
+                    at_end.remove(&message.partition());
+                    since.get_or_insert_with(Instant::now);
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    at_end.insert(partition);
+                    if !ends.contains_key(&partition) {
+                        self.stats.at_end(partition);
+                    }
+                }
+                Some(Err(error)) => self.judge(&error)?,
+            }
+        }
+    }
+
+    /// The spans of a batch that ends there.
+    fn advance(&self, ends: &mut HashMap<i32, i64>) -> BTreeMap<i32, Span> {
+        let mut positions = self.consumer.context().positions.lock();
+        let span = |(partition, to)| {
+            let from = positions.insert(partition, Some(to)).flatten();
+            (partition, Span { from, to })
+        };
+        ends.drain().map(span).collect()
+    }
+
+    fn is_at_end(&self, at_end: &BTreeSet<i32>) -> bool {
+        let positions = self.consumer.context().positions.lock();
+        !positions.is_empty() && positions.keys().all(|partition| at_end.contains(partition))
+    }
+
+    /// librdkafka connects again by itself; what a person must mend ends the pipeline.
+    fn judge(&self, error: &KafkaError) -> Result<(), Failure> {
+        use RDKafkaErrorCode as Code;
+        let text = format!("reading topic '{}': {}", self.topic, cause(error));
+        match error.rdkafka_error_code() {
+            Some(
+                Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::SaslAuthenticationFailed
+                | Code::Authentication
+                | Code::AutoOffsetReset
+                | Code::UnsupportedFeature,
+            ) => Err(Failure::last(text)),
+            _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => Err(Failure::passing(text)),
+            _ => {
+                tracing::warn!("{text}");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A place in a channel.
+enum Place<'a> {
+    Free(mpsc::Permit<'a, Batch>),
+    Full,
+    Closed,
+}
+
+trait Reserve {
+    fn blocking_reserve_or_closed(&self) -> Place<'_>;
+    fn try_reserve_or_closed(&self) -> Place<'_>;
+}
+
+impl Reserve for mpsc::Sender<Batch> {
+    fn blocking_reserve_or_closed(&self) -> Place<'_> {
+        match futures::executor::block_on(self.reserve()) {
+            Ok(place) => Place::Free(place),
+            Err(_) => Place::Closed,
+        }
+    }
+
+    fn try_reserve_or_closed(&self) -> Place<'_> {
+        match self.try_reserve() {
+            Ok(place) => Place::Free(place),
+            Err(mpsc::error::TrySendError::Full(())) => Place::Full,
+            Err(mpsc::error::TrySendError::Closed(())) => Place::Closed,
+        }
+    }
+}
+
+/// That a broker knows the topic.
+pub(crate) fn topic_exists<C: ClientContext>(
+    client: &rdkafka::client::Client<C>,
+    connection: &Connection,
+) -> Result<Vec<i32>, Failure> {
+    let topic = &connection.topic;
+    let metadata = client
+        .fetch_metadata(Some(topic), METADATA)
+        .map_err(|e| Failure::passing(format!("no answer from {}: {}", connection.brokers, cause(&e))))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let error = found.and_then(|found| found.error());
+    if found.is_none() || error == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
+        return Err(Failure::last(format!("{} has no topic '{topic}'; create it first", connection.brokers)));
+    }
+    match error {
+        Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) => {
+            Err(Failure::last(format!("{} does not allow this user to use the topic '{topic}'", connection.brokers)))
+        }
+        Some(error) => Err(Failure::passing(format!("topic '{topic}': {}", RDKafkaErrorCode::from(error)))),
+        None => Ok(found.map(|f| f.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default()),
+    }
+}

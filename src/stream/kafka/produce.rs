@@ -1,0 +1,282 @@
+//! Writes records to topics, in transactions or without.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use datafusion::arrow::array::Array;
+use parking_lot::Mutex;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+
+use super::consume::{Span, topic_exists};
+use super::{Connection, cause};
+pub(crate) use crate::stream::failure::{Failure, TAKEN};
+use crate::stream::records::Records;
+use crate::stream::stop::Stop;
+
+/// How long one call may wait for brokers; it is made again.
+const CALL: Duration = Duration::from_secs(10);
+/// How long a pipeline that is to stop still waits for brokers.
+const LAST_CALL: Duration = Duration::from_secs(30);
+
+/// Keeps the first record that brokers did not take.
+#[derive(Debug, Default)]
+struct Deliveries {
+    failed: Mutex<Option<KafkaError>>,
+}
+
+impl ClientContext for Deliveries {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(error = cause(&error), "{reason}");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.failed.lock().get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
+/// Writes records.
+pub(crate) struct Producer {
+    inner: ThreadedProducer<Deliveries>,
+    stop: Stop,
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer").finish_non_exhaustive()
+    }
+}
+
+impl Producer {
+    /// One whose records are written once each, as long as it lives.
+    ///
+    /// # Errors
+    /// Passing ones if no broker answers; last ones if there is no such topic, or it may not be written.
+    pub(crate) fn idempotent(connection: &Connection, stop: Stop) -> Result<Self, Failure> {
+        let mut config = config(connection);
+        config.set("enable.idempotence", "true");
+        Self::open(&config, connection, stop)
+    }
+
+    /// One that writes in transactions under a name; another one of this name can no longer write.
+    ///
+    /// # Errors
+    /// See [`Producer::idempotent`].
+    pub(crate) fn transactional(connection: &Connection, name: &str, stop: Stop) -> Result<Self, Failure> {
+        let mut config = config(connection);
+        config.set("transactional.id", name);
+        let producer = Self::open(&config, connection, stop)?;
+        producer.call("beginning to write", || producer.inner.init_transactions(CALL))?;
+        Ok(producer)
+    }
+
+    fn open(config: &ClientConfig, connection: &Connection, stop: Stop) -> Result<Self, Failure> {
+        let created = config.create_with_context(Deliveries::default());
+        let inner: ThreadedProducer<Deliveries> = created.map_err(|e| Failure::last(cause(&e)))?;
+        topic_exists(inner.client(), connection)?;
+        Ok(Self { inner, stop })
+    }
+
+    /// That a topic is there.
+    ///
+    /// # Errors
+    /// See [`Producer::idempotent`].
+    pub(crate) fn check(&self, topic: &Connection) -> Result<(), Failure> {
+        topic_exists(self.inner.client(), topic).map(drop)
+    }
+
+    /// Hands over records; they are written later.
+    ///
+    /// # Errors
+    /// If one is too large, or an earlier one could not be written.
+    pub(crate) fn send(&self, topic: &str, records: &Records) -> Result<(), Failure> {
+        let (values, keys) = (records.values(), records.keys());
+        let (timestamps, partitions) = (records.timestamps(), records.partitions());
+        let has_headers = records.headers().null_count() < records.len();
+        for i in 0..records.len() {
+            let mut record = BaseRecord::<[u8], [u8]>::to(topic);
+            if values.is_valid(i) {
+                record = record.payload(values.value(i));
+            }
+            if keys.is_valid(i) {
+                record = record.key(keys.value(i));
+            }
+            if timestamps.is_valid(i) {
+                record = record.timestamp(timestamps.value(i));
+            }
+            if partitions.is_valid(i) {
+                record = record.partition(partitions.value(i));
+            }
+            if has_headers {
+                record = record.headers(headers(&records.headers_of(i)));
+            }
+            self.hand_over(topic, record)?;
+        }
+        Ok(())
+    }
+
+    /// One record.
+    ///
+    /// # Errors
+    /// See [`Producer::send`].
+    pub(crate) fn send_one(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        with: &[(String, Option<Vec<u8>>)],
+    ) -> Result<(), Failure> {
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(headers(with));
+        record.key = key;
+        record.payload = value;
+        self.hand_over(topic, record)
+    }
+
+    /// Waits while the queue is full.
+    fn hand_over(&self, topic: &str, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), Failure> {
+        loop {
+            record = match self.inner.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
+                Err((error, _)) => return Err(unwritten(topic, &error)),
+            };
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until all records are written.
+    ///
+    /// # Errors
+    /// If one could not be written.
+    pub(crate) fn flush(&self) -> Result<(), Failure> {
+        self.call("writing", || self.inner.flush(CALL))?;
+        match self.inner.context().failed.lock().take() {
+            Some(error) => Err(unwritten("", &error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// If another producer has taken the name.
+    pub(crate) fn begin(&self) -> Result<(), Failure> {
+        self.call("beginning a transaction", || self.inner.begin_transaction())
+    }
+
+    /// Ends a transaction: its records can be read, and the group has read up to these offsets; or neither.
+    ///
+    /// # Errors
+    /// If partitions have moved meanwhile; if another producer has taken the name; if brokers do not answer.
+    pub(crate) fn commit(
+        &self,
+        topic: &str,
+        spans: &BTreeMap<i32, Span>,
+        group: &ConsumerGroupMetadata,
+    ) -> Result<(), Failure> {
+        let offsets = offsets(topic, spans)?;
+        let done = self
+            .call("committing offsets", || self.inner.send_offsets_to_transaction(&offsets, group, CALL))
+            .and_then(|()| self.call("committing a transaction", || self.inner.commit_transaction(CALL)));
+        // why the transaction failed
+        match (done, self.inner.context().failed.lock().take()) {
+            (Err(Failure::Passing(_)), Some(error)) => Err(unwritten(topic, &error)),
+            (done, _) => done,
+        }
+    }
+
+    /// Gives up a transaction, as far as that can be done now: the next one of this name does it otherwise.
+    pub(crate) fn abort(&self) {
+        if let Err(error) = self.inner.abort_transaction(CALL) {
+            tracing::debug!("could not abort a transaction: {}", cause(&error));
+        }
+    }
+
+    /// Calls again what may be called again.
+    fn call<T>(&self, what: &str, f: impl Fn() -> KafkaResult<T>) -> Result<T, Failure> {
+        let mut last: Option<Instant> = None;
+        loop {
+            let error = match f() {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let may_retry = match &error {
+                KafkaError::Transaction(error) if is_fenced(error) => {
+                    return Err(Failure::last(format!("{what}: {TAKEN}")));
+                }
+                KafkaError::Transaction(error) => error.is_retriable() && !error.txn_requires_abort(),
+                other => other.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut),
+            };
+            let is_late = self.stop.is_asked() && last.get_or_insert_with(Instant::now).elapsed() > LAST_CALL;
+            if !may_retry || is_late {
+                return Err(judged(what, &error));
+            }
+            tracing::warn!("{what}: {}; trying again", cause(&error));
+            self.stop.sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn config(connection: &Connection) -> ClientConfig {
+    let mut config = connection.client();
+    // keys go to the partitions that Kafka's own clients choose
+    connection.default(&mut config, "partitioner", "murmur2_random");
+    connection.default(&mut config, "queue.buffering.max.messages", "200000");
+    connection.default(&mut config, "queue.buffering.max.kbytes", "65536");
+    config
+}
+
+fn is_fenced(error: &RDKafkaError) -> bool {
+    matches!(error.code(), RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced)
+}
+
+/// What a person must mend ends the pipeline.
+fn judged(what: &str, error: &KafkaError) -> Failure {
+    use RDKafkaErrorCode as Code;
+    let text = format!("{what}: {}", cause(error));
+    match error.rdkafka_error_code() {
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::SaslAuthenticationFailed
+            | Code::Authentication
+            | Code::UnsupportedFeature
+            | Code::MessageSizeTooLarge
+            | Code::UnknownPartition,
+        ) => Failure::last(text),
+        _ => Failure::passing(text),
+    }
+}
+
+fn unwritten(topic: &str, error: &KafkaError) -> Failure {
+    let topic = if topic.is_empty() { String::new() } else { format!(" to topic '{topic}'") };
+    judged(&format!("writing{topic}"), error)
+}
+
+fn headers(of: &[(String, Option<Vec<u8>>)]) -> OwnedHeaders {
+    let insert = |headers: OwnedHeaders, (key, value): &(String, Option<Vec<u8>>)| {
+        headers.insert(Header { key, value: value.as_deref() })
+    };
+    of.iter().fold(OwnedHeaders::new_with_capacity(of.len()), insert)
+}
+
+/// Where a group has read up to.
+pub(crate) fn offsets(topic: &str, spans: &BTreeMap<i32, Span>) -> Result<TopicPartitionList, Failure> {
+    let mut offsets = TopicPartitionList::with_capacity(spans.len());
+    for (partition, span) in spans {
+        let added = offsets.add_partition_offset(topic, *partition, Offset::Offset(span.to));
+        added.map_err(|e| Failure::passing(cause(&e)))?;
+    }
+    Ok(offsets)
+}
