@@ -230,6 +230,7 @@ impl Job {
                 self.reload(query).await;
                 looked = Instant::now();
             }
+            let begun = Instant::now();
             let outcome = query.run(&batch.records).await?;
             let dead = self.judge(&batch.records, &outcome.malformed)?;
             let rows = outcome.rows.iter().map(|rows| rows.num_rows()).sum();
@@ -237,6 +238,7 @@ impl Job {
                 Some(encoder) => Output::Records(encode(encoder, &outcome.rows)?),
                 None => Output::Rows(outcome.rows),
             };
+            tracing::debug!(records = batch.records.len(), rows, took = ?begun.elapsed(), "queried");
             let Batch { records, spans, epoch, group, since } = batch;
             let scored = Scored { output, rows, dead, records_in: records.len(), spans, epoch, group, since };
             if to_sink.send(scored).await.is_err() {

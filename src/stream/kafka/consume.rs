@@ -1,6 +1,6 @@
 //! Reads a topic in micro-batches, as a member of a consumer group.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ use crate::stream::stop::Stop;
 
 /// Bytes of a micro-batch, at most about.
 const MAX_BATCH_BYTES: usize = 16 << 20;
+/// Records that are taken between two looks at the clock.
+const RECORDS_A_LOOK: usize = 1024;
 /// How long a poll waits when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(50);
 /// How long brokers may take to tell what they have.
@@ -201,7 +203,8 @@ impl Reader {
         connection.default(&mut config, "session.timeout.ms", "10000");
         // what is read ahead of a pipeline that cannot keep up
         connection.default(&mut config, "queued.max.messages.kbytes", "16384");
-        connection.default(&mut config, "fetch.message.max.bytes", "1048576");
+        // how long a fetch waits once that much was read ahead; librdkafka's second is one in which nothing comes
+        connection.default(&mut config, "fetch.queue.backoff.ms", "5");
         let group = Group {
             epoch: AtomicU64::new(0),
             starts: what.starts,
@@ -233,12 +236,11 @@ impl Reader {
     pub(crate) fn run(&self, batches: &mpsc::Sender<Batch>) -> Result<(), Failure> {
         let group = self.consumer.context();
         let mut builder = RecordsBuilder::new(self.with_headers);
-        let mut ends: HashMap<i32, i64> = HashMap::new();
         let mut at_end: BTreeSet<i32> = BTreeSet::new();
         let (mut epoch, mut since) = (group.epoch(), None::<Instant>);
         loop {
             let age = since.map_or(Duration::ZERO, |since| since.elapsed());
-            let is_full = builder.len() >= self.max_rows || builder.bytes() >= MAX_BATCH_BYTES;
+            let is_full = self.is_full(&builder);
             let is_last = self.stop.is_asked() || (self.until_end && self.is_at_end(&at_end));
             if let Some(first) = since
                 && (is_full || is_last || age >= self.max_age)
@@ -250,13 +252,8 @@ impl Reader {
                 };
                 match place {
                     Place::Free(place) => {
-                        let spans = self.advance(&mut ends);
-                        let records = builder.finish()?;
                         since = None;
-                        let Some(group) = group.metadata.lock().clone() else {
-                            return Err(Failure::passing("records came before an assignment of partitions"));
-                        };
-                        place.send(Batch { records, spans, epoch, group, since: first });
+                        place.send(self.batch(&mut builder, epoch, first)?);
                     }
                     Place::Closed => return Ok(()),
                     Place::Full => {}
@@ -265,49 +262,74 @@ impl Reader {
             if (is_last && since.is_none()) || batches.is_closed() {
                 return Ok(());
             }
-            let patience = match since {
+            let mut patience = match since {
                 None => IDLE,
                 Some(_) if age >= self.max_age => Duration::from_millis(1),
                 Some(_) => (self.max_age - age).min(IDLE),
             };
-            let polled = self.consumer.poll(patience);
-            if let Some(failure) = group.failure.lock().take() {
-                return Err(failure);
-            }
-            if group.epoch() != epoch {
-                epoch = group.epoch();
-                builder = RecordsBuilder::new(self.with_headers);
-                ends.clear();
-                at_end.clear();
-                since = None;
-            }
-            match polled {
-                None => {}
-                Some(Ok(message)) => {
-                    builder.push(&message);
-                    ends.insert(message.partition(), message.offset() + 1);
-                    at_end.remove(&message.partition());
-                    since.get_or_insert_with(Instant::now);
-                }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    at_end.insert(partition);
-                    if !ends.contains_key(&partition) {
-                        self.stats.at_end(partition);
+            // what is at hand is taken without a look at the clock
+            for _ in 0..RECORDS_A_LOOK {
+                let polled = self.consumer.poll(patience);
+                if group.epoch() != epoch {
+                    if let Some(failure) = group.failure.lock().take() {
+                        return Err(failure);
                     }
+                    epoch = group.epoch();
+                    builder = RecordsBuilder::new(self.with_headers);
+                    at_end.clear();
+                    since = None;
                 }
-                Some(Err(error)) => self.judge(&error)?,
+                patience = Duration::ZERO;
+                match polled {
+                    None => break,
+                    Some(Ok(message)) => {
+                        builder.push(&message);
+                        if !at_end.is_empty() {
+                            at_end.remove(&message.partition());
+                        }
+                        since.get_or_insert_with(Instant::now);
+                        if self.is_full(&builder) {
+                            break;
+                        }
+                    }
+                    Some(Err(KafkaError::PartitionEOF(partition))) => {
+                        at_end.insert(partition);
+                        if builder.len() == 0 {
+                            self.stats.at_end(partition);
+                        }
+                    }
+                    Some(Err(error)) => self.judge(&error)?,
+                }
             }
         }
     }
 
-    /// The spans of a batch that ends there.
-    fn advance(&self, ends: &mut HashMap<i32, i64>) -> BTreeMap<i32, Span> {
-        let mut positions = self.consumer.context().positions.lock();
-        let span = |(partition, to)| {
-            let from = positions.insert(partition, Some(to)).flatten();
-            (partition, Span { from, to })
+    fn is_full(&self, builder: &RecordsBuilder) -> bool {
+        builder.len() >= self.max_rows || builder.bytes() >= MAX_BATCH_BYTES
+    }
+
+    /// What was collected, with the spans that it moves partitions on by.
+    fn batch(&self, builder: &mut RecordsBuilder, epoch: u64, since: Instant) -> Result<Batch, Failure> {
+        let records = builder.finish()?;
+        tracing::debug!(records = records.len(), took = ?since.elapsed(), "read");
+        let group = self.consumer.context();
+        let Some(metadata) = group.metadata.lock().clone() else {
+            return Err(Failure::passing("records came before an assignment of partitions"));
         };
-        ends.drain().map(span).collect()
+        let mut spans: BTreeMap<i32, Span> = BTreeMap::new();
+        let mut positions = group.positions.lock();
+        let places = records.partitions().values().iter().zip(records.offsets().values());
+        for (partition, offset) in places {
+            let to = *offset + 1;
+            let span = spans.entry(*partition).or_insert_with(|| {
+                let from = positions.get(partition).copied().flatten();
+                Span { from, to }
+            });
+            span.to = to;
+        }
+        positions.extend(spans.iter().map(|(partition, span)| (*partition, Some(span.to))));
+        drop(positions);
+        Ok(Batch { records, spans, epoch, group: metadata, since })
     }
 
     fn is_at_end(&self, at_end: &BTreeSet<i32>) -> bool {

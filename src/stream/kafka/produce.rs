@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 
 use super::consume::{Span, topic_exists};
@@ -19,6 +19,10 @@ use crate::stream::stop::Stop;
 
 /// How long one call may wait for brokers; it is made again.
 const CALL: Duration = Duration::from_secs(10);
+/// How long one look at what brokers have taken waits for more.
+const STEP: Duration = Duration::from_millis(1);
+/// Records between two such looks.
+const RECORDS_A_POLL: usize = 4096;
 /// How long a pipeline that is to stop still waits for brokers.
 const LAST_CALL: Duration = Duration::from_secs(30);
 
@@ -46,7 +50,7 @@ impl ProducerContext for Deliveries {
 
 /// Writes records.
 pub(crate) struct Producer {
-    inner: ThreadedProducer<Deliveries>,
+    inner: BaseProducer<Deliveries>,
     stop: Stop,
 }
 
@@ -81,7 +85,7 @@ impl Producer {
 
     fn open(config: &ClientConfig, connection: &Connection, stop: Stop) -> Result<Self, Failure> {
         let created = config.create_with_context(Deliveries::default());
-        let inner: ThreadedProducer<Deliveries> = created.map_err(|e| Failure::last(cause(&e)))?;
+        let inner: BaseProducer<Deliveries> = created.map_err(|e| Failure::last(cause(&e)))?;
         topic_exists(inner.client(), connection)?;
         Ok(Self { inner, stop })
     }
@@ -120,6 +124,9 @@ impl Producer {
                 record = record.headers(headers(&records.headers_of(i)));
             }
             self.hand_over(topic, record)?;
+            if i % RECORDS_A_POLL == 0 {
+                self.inner.poll(Duration::ZERO);
+            }
         }
         Ok(())
     }
@@ -149,7 +156,7 @@ impl Producer {
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
                 Err((error, _)) => return Err(unwritten(topic, &error)),
             };
-            std::thread::sleep(Duration::from_millis(1));
+            self.inner.poll(STEP);
         }
     }
 
@@ -158,11 +165,24 @@ impl Producer {
     /// # Errors
     /// If one could not be written.
     pub(crate) fn flush(&self) -> Result<(), Failure> {
-        self.call("writing", || self.inner.flush(CALL))?;
+        self.drain()?;
         match self.inner.context().failed.lock().take() {
             Some(error) => Err(unwritten("", &error)),
             None => Ok(()),
         }
+    }
+
+    /// Waits until brokers have taken everything, or have not.
+    ///
+    /// librdkafka's own flush polls for a tenth of a second at a time.
+    fn drain(&self) -> Result<(), Failure> {
+        let begun = Instant::now();
+        while let Err(error) = self.inner.flush(STEP) {
+            if self.stop.is_asked() && begun.elapsed() > LAST_CALL {
+                return Err(judged("writing", &error));
+            }
+        }
+        Ok(())
     }
 
     /// Begins a transaction.
@@ -186,6 +206,7 @@ impl Producer {
         let offsets = offsets(topic, spans)?;
         let done = self
             .call("committing offsets", || self.inner.send_offsets_to_transaction(&offsets, group, CALL))
+            .and_then(|()| self.drain())
             .and_then(|()| self.call("committing a transaction", || self.inner.commit_transaction(CALL)));
         // why the transaction failed
         match (done, self.inner.context().failed.lock().take()) {

@@ -74,13 +74,15 @@ impl TopicSink {
     }
 
     fn transaction(&self, scored: &Scored) -> Result<(), Failure> {
+        let begun = Instant::now();
         self.producer.begin()?;
-        let done = self
-            .send(scored)
-            .and_then(|()| self.producer.commit(&self.source.topic, &scored.spans, scored.group.as_ref()));
+        let sent = self.send(scored);
+        let handed_over = begun.elapsed();
+        let done = sent.and_then(|()| self.producer.commit(&self.source.topic, &scored.spans, scored.group.as_ref()));
         if done.is_err() {
             self.producer.abort();
         }
+        tracing::debug!(rows = scored.rows, ?handed_over, transaction = ?begun.elapsed(), "written");
         done
     }
 
