@@ -67,12 +67,11 @@ impl Calibration {
         f64_from_usize(rows) / f64_from_usize(to_usize(self.rows).max(1))
     }
 
-    /// The smallest error whose p-value is at most `share`. If not one of those measured is as rare, which takes `1 / share`
-    /// rows, it is the next number above the largest of them.
+    /// The smallest error whose p-value is at most `share`: the next number above the largest of those measured that is
+    /// not as rare.
     pub fn threshold(&self, share: f64) -> f64 {
         let place = self.errors.partition_point(|error| self.p_value(*error) > share);
-        let largest = self.errors.last().copied().unwrap_or(f64::INFINITY);
-        self.errors.get(place).copied().unwrap_or_else(|| largest.next_up())
+        self.errors[..place].last().map_or(0.0, |usual| usual.next_up())
     }
 
     /// The rows it takes for one of them to be as rare as `share`, if these are not as many.
@@ -123,9 +122,12 @@ mod tests {
             assert_eq!(calibration.p_value(error), p, "{error}");
         }
         assert_eq!(calibration.p_value(f64::NAN), 0.0);
-        assert_eq!(calibration.threshold(0.25), 3.0);
-        assert_eq!(calibration.threshold(0.8), 2.0);
-        assert_eq!(calibration.threshold(0.1), 3.0_f64.next_up());
+        // 2.5 is as rare as 3, and no row had it
+        for (share, usual) in [(0.25, 2.0_f64), (0.8, 1.0), (0.1, 3.0)] {
+            assert_eq!(calibration.threshold(share), usual.next_up());
+            assert!(calibration.p_value(usual) > share && calibration.p_value(usual.next_up()) <= share);
+        }
+        assert_eq!(calibration.threshold(1.0), 0.0);
         assert_eq!([0.25, 0.1, 0.0].map(|share| calibration.rows_wanted(share)), [None, Some(10), None]);
     }
 
@@ -147,7 +149,7 @@ mod tests {
         assert_eq!(calibration.p_value(49_998.5), 1.0 / 50_000.0);
         assert_eq!(calibration.p_value(49_950.0), 50.0 / 50_000.0);
         assert_eq!(calibration.p_value(50_000.0), 0.0);
-        assert_eq!(calibration.threshold(50.0 / 50_000.0), 49_950.0);
+        assert_eq!(calibration.threshold(50.0 / 50_000.0), 49_949.0_f64.next_up());
         // ties count as one error of many rows
         let tied = Calibration::of((0..50_000).map(|i| f64::from(i / 100)).collect()).unwrap();
         assert_eq!(tied.p_value(499.0), 100.0 / 50_000.0);
