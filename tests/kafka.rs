@@ -10,6 +10,8 @@ mod exactly_once;
 mod faults;
 #[path = "kafka/harness.rs"]
 mod harness;
+#[path = "kafka/page.rs"]
+mod page;
 #[path = "kafka/tables.rs"]
 mod tables;
 
@@ -23,7 +25,7 @@ type Test = fn(&Broker);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests: Vec<(&str, Test)> = [exactly_once::TESTS, faults::TESTS, tables::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [exactly_once::TESTS, faults::TESTS, page::TESTS, tables::TESTS].concat();
     if arguments.list {
         let trials = tests.into_iter().map(|(name, _)| Trial::test(name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, trials).exit_code();

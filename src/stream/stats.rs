@@ -92,7 +92,8 @@ struct Second {
 #[derive(Debug, Default, Clone, Copy)]
 struct Partition {
     end: i64,
-    committed: i64,
+    /// None until something was committed, or the group's own offset is known.
+    committed: Option<i64>,
 }
 
 /// The errors that one version of a model measured.
@@ -146,11 +147,12 @@ impl Stats {
         }
     }
 
-    /// Where a partition ends.
-    pub(crate) fn end_of(&self, partition: i32, end: i64) {
+    /// Where a partition ends, and where the group was in it when it was assigned.
+    pub(crate) fn end_of(&self, partition: i32, end: i64, committed: i64) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
             known.end = known.end.max(end);
+            known.committed.get_or_insert(committed);
             self.metrics.lag.get_or_create(&self.partition(partition)).set(known.lag());
         }
     }
@@ -159,7 +161,7 @@ impl Stats {
     pub(crate) fn at_end(&self, partition: i32) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
-            known.committed = known.committed.max(known.end);
+            known.committed = Some(known.end);
             self.metrics.lag.get_or_create(&self.partition(partition)).set(0);
         }
     }
@@ -169,7 +171,7 @@ impl Stats {
         let mut inner = self.inner.lock();
         for (partition, end) in ends {
             if let Some(known) = inner.partitions.get_mut(&partition) {
-                known.committed = end;
+                known.committed = Some(end);
                 known.end = known.end.max(end);
                 self.metrics.lag.get_or_create(&self.partition(partition)).set(known.lag());
             }
@@ -288,7 +290,7 @@ impl Stats {
 
 impl Partition {
     fn lag(&self) -> i64 {
-        (self.end - self.committed).max(0)
+        self.committed.map_or(0, |committed| (self.end - committed).max(0))
     }
 }
 

@@ -34,7 +34,8 @@ fn tables(broker: &Broker, from: &str, to: &str, options: &str) -> String {
     format!(
         "CREATE EXTERNAL TABLE numbers (id BIGINT, a DOUBLE) STORED AS KAFKA LOCATION 'kafka://{broker}/{from}'
            OPTIONS ('session.timeout.ms' '1500', 'heartbeat.interval.ms' '300'{options});
-         CREATE EXTERNAL TABLE copy (id BIGINT, a DOUBLE) STORED AS KAFKA LOCATION 'kafka://{broker}/{to}';"
+         CREATE EXTERNAL TABLE copy (id BIGINT, a DOUBLE) STORED AS KAFKA LOCATION 'kafka://{broker}/{to}'
+           OPTIONS ('transaction.timeout.ms' '3000');"
     )
 }
 

@@ -203,12 +203,20 @@ fn unknown_topic(broker: &Broker) {
     let place = Place::new();
     let b = broker.bootstrap();
     let read = place.sql(&(table(broker, "nowhere", "id BIGINT", "") + "SELECT * FROM t")).unwrap_err();
-    assert_eq!(read, format!("execution error: {b} has no topic 'nowhere'; create it first\n"));
+    assert_eq!(
+        read,
+        format!("execution error: {b} has no topic 'nowhere'; create it, or give the table the option partitions\n")
+    );
     let sql = format!(
         "{} CREATE EXTERNAL TABLE files (id BIGINT) STORED AS PARQUET LOCATION 'out/'; INSERT INTO files SELECT id FROM t;",
         table(broker, "nowhere", "id BIGINT", "")
     );
     let (status, log) = place.run(&sql, &[]).wait();
     assert_eq!(status.code(), Some(1));
-    assert!(log.contains(&format!("pipeline 'pipeline-files': {b} has no topic 'nowhere'; create it first")), "{log}");
+    assert!(
+        log.contains(&format!(
+            "pipeline 'pipeline-files': {b} has no topic 'nowhere'; create it, or give the table the option partitions"
+        )),
+        "{log}"
+    );
 }

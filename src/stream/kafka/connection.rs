@@ -7,7 +7,13 @@ use aefusion_udfs::named::Named;
 use datafusion::common::plan_err;
 use datafusion::error::{DataFusionError, Result};
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::cause;
+use super::consume::METADATA;
+use crate::stream::failure::Failure;
 
 /// Settings of librdkafka that a pipeline makes itself.
 const OWN: [&str; 12] = [
@@ -55,6 +61,8 @@ pub(crate) struct Connection {
     /// `host:port`, several with commas.
     pub(crate) brokers: String,
     pub(crate) topic: String,
+    /// Partitions of the topic when it is made because it is missing; none: it is not made.
+    partitions: Option<i32>,
     settings: BTreeMap<String, String>,
 }
 
@@ -81,6 +89,7 @@ impl Connection {
                 "LOCATION must be 'kafka://host:port/topic', several brokers with commas; found '{location}'"
             );
         };
+        let brokers = resolve("LOCATION", brokers.to_owned())?;
         let is_topic = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if brokers.is_empty() || topic.is_empty() || topic.len() > 249 || !topic.chars().all(is_topic) {
             return plan_err!(
@@ -90,7 +99,13 @@ impl Connection {
         if let Some(own) = settings.keys().find(|key| OWN.contains(&key.as_str())) {
             return plan_err!("{own} cannot be set: it follows from the table and the pipeline");
         }
-        let connection = Self { brokers: brokers.to_owned(), topic: topic.to_owned(), settings };
+        let mut settings = settings;
+        let partitions = match settings.remove("partitions").map(|n| (n.parse::<i32>(), n)) {
+            None => None,
+            Some((Ok(n), _)) if n > 0 => Some(n),
+            Some((_, n)) => return plan_err!("the option partitions must be a whole number from 1 up; found '{n}'"),
+        };
+        let connection = Self { brokers, topic: topic.to_owned(), partitions, settings };
         connection.client().create_native_config().map_err(|e| match e {
             // not the value, which may be a secret
             KafkaError::ClientConfig(_, reason, key, _) if !SECRETS.contains(&key.as_str()) => {
@@ -108,7 +123,8 @@ impl Connection {
 
     /// Another topic of the same brokers.
     pub(crate) fn to(&self, topic: &str) -> Result<Self> {
-        Self::try_new(&format!("kafka://{}/{topic}", self.brokers), self.settings.clone())
+        let other = Self::try_new(&format!("kafka://{}/{topic}", self.brokers), self.settings.clone())?;
+        Ok(Self { partitions: self.partitions, ..other })
     }
 
     /// Settings of a client.
@@ -119,6 +135,29 @@ impl Connection {
             config.set(key, value);
         }
         config
+    }
+
+    /// Makes the topic if it is missing and the table says with how many partitions.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub(crate) fn make_topic(&self) -> Result<(), Failure> {
+        let Some(partitions) = self.partitions else { return Ok(()) };
+        let admin: AdminClient<DefaultClientContext> =
+            self.client().create().map_err(|e| Failure::passing(cause(&e)))?;
+        // -1: as often as the brokers have it
+        let topic = NewTopic::new(&self.topic, partitions, TopicReplication::Fixed(-1));
+        let options = AdminOptions::new().request_timeout(Some(METADATA));
+        let made = futures::executor::block_on(admin.create_topics([&topic], &options));
+        let made = made.map_err(|e| Failure::passing(format!("no answer from {}: {}", self.brokers, cause(&e))))?;
+        for made in made {
+            match made {
+                Ok(topic) => tracing::info!(topic, partitions, "topic made"),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => return Err(Failure::last(format!("could not make the topic '{topic}': {code}"))),
+            }
+        }
+        Ok(())
     }
 
     /// Sets what the user has not.

@@ -106,8 +106,11 @@ impl ClientContext for Group {
     fn stats(&self, statistics: Statistics) {
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         for (partition, known) in &topic.partitions {
-            if known.ls_offset >= 0 {
-                self.stats.end_of(*partition, known.ls_offset);
+            // before it is active the group's offset is not known
+            if known.ls_offset >= 0 && known.fetch_state == "active" {
+                // negative: the group has none, and begins with the first record that there is
+                let committed = known.committed_offset.max(known.lo_offset);
+                self.stats.end_of(*partition, known.ls_offset, committed);
             }
         }
     }
@@ -215,6 +218,7 @@ impl Reader {
             stats: Arc::clone(&stats),
         };
         let consumer: Consumer = config.create_with_context(group).map_err(|e| Failure::passing(cause(&e)))?;
+        connection.make_topic()?;
         topic_exists(consumer.client(), connection)?;
         consumer.subscribe(&[&connection.topic]).map_err(|e| Failure::passing(cause(&e)))?;
         Ok(Self {
@@ -401,7 +405,10 @@ pub(crate) fn topic_exists<C: ClientContext>(
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let error = found.and_then(|found| found.error());
     if found.is_none() || error == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
-        return Err(Failure::last(format!("{} has no topic '{topic}'; create it first", connection.brokers)));
+        return Err(Failure::last(format!(
+            "{} has no topic '{topic}'; create it, or give the table the option partitions",
+            connection.brokers
+        )));
     }
     match error {
         Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) => {

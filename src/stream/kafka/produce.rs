@@ -78,6 +78,8 @@ impl Producer {
     pub(crate) fn transactional(connection: &Connection, name: &str, stop: Stop) -> Result<Self, Failure> {
         let mut config = config(connection);
         config.set("transactional.id", name);
+        // how long what an instance had begun when it died keeps its partitions from others
+        connection.default(&mut config, "transaction.timeout.ms", "15000");
         let producer = Self::open(&config, connection, stop)?;
         producer.call("beginning to write", || producer.inner.init_transactions(CALL))?;
         Ok(producer)
@@ -86,6 +88,7 @@ impl Producer {
     fn open(config: &ClientConfig, connection: &Connection, stop: Stop) -> Result<Self, Failure> {
         let created = config.create_with_context(Deliveries::default());
         let inner: BaseProducer<Deliveries> = created.map_err(|e| Failure::last(cause(&e)))?;
+        connection.make_topic()?;
         topic_exists(inner.client(), connection)?;
         Ok(Self { inner, stop })
     }
@@ -95,6 +98,7 @@ impl Producer {
     /// # Errors
     /// See [`Producer::idempotent`].
     pub(crate) fn check(&self, topic: &Connection) -> Result<(), Failure> {
+        topic.make_topic()?;
         topic_exists(self.inner.client(), topic).map(drop)
     }
 
