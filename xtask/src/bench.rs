@@ -6,8 +6,10 @@ use std::process::Command;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use xtask::kafka::Broker;
+
 use crate::setup::environment;
-use crate::{cargo, quality, root, run as run_command, setup};
+use crate::{cargo, cargo_command, quality, root, run as run_command, setup};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
@@ -22,6 +24,16 @@ pub(crate) enum Bench {
     Limit(Rows),
     /// Training, beside PyTorch, interleaved
     Train {
+        /// Runs of each
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
+    /// A pipeline from topic to topic, beside a consumer in Python, on the same broker
+    Stream {
+        /// Records of the full topic
+        #[arg(long, default_value_t = 3_000_000)]
+        records: usize,
+
         /// Runs of each
         #[arg(long, default_value_t = 3)]
         rounds: usize,
@@ -57,6 +69,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Peers(rows) => beside_python("compare.py", rows),
         Bench::Limit(rows) => beside_python("limit.py", rows),
         Bench::Train { rounds } => train(*rounds),
+        Bench::Stream { records, rounds } => stream(*records, *rounds),
         Bench::Quality { filter, program } => quality::run(program.clone(), filter.as_deref()),
     }
 }
@@ -67,6 +80,20 @@ fn beside_python(script: &str, rows: &Rows) -> Result<()> {
     compare("peers", script, &data, rows.rounds, |python, scripts| {
         run_command(Command::new(python).arg(scripts.join("data.py")).arg(&data).arg(rows.rows.to_string()))
     })
+}
+
+/// Runs `benches/stream.rs` with a broker and with what the other contender needs.
+fn stream(records: usize, rounds: usize) -> Result<()> {
+    let python = environment("stream", &root().join("benches").join("stream").join("requirements.txt"))?;
+    let broker = Broker::start()?;
+    run_command(
+        cargo_command()
+            .args(["bench", "--workspace", "--bench", "stream"])
+            .env("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap())
+            .env("AEFUSION_PYTHON", python)
+            .env("RECORDS", records.to_string())
+            .env("ROUNDS", rounds.to_string()),
+    )
 }
 
 /// Runs `benches/train/compare.py` with the program; it makes its data itself.

@@ -204,6 +204,7 @@ impl Java {
              share.coordinator.state.topic.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=500\n\
+             transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n\
              auto.create.topics.enable=false\n",
             self.folder.join("broker.pem").display(),
             self.folder.join("data").display(),

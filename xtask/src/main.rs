@@ -26,7 +26,10 @@ enum Task {
     /// Fetch ONNX Runtime into .onnxruntime/
     Setup,
     /// Score a real data set with a real autoencoder, and show what comes out
-    Demo,
+    Demo {
+        #[command(subcommand)]
+        what: Option<Demo>,
+    },
     /// Start a Kafka broker, and run a command with KAFKA_BOOTSTRAP_SERVERS set to it, or wait to be stopped
     Kafka {
         /// The command and its arguments
@@ -44,10 +47,17 @@ enum Task {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Demo {
+    /// Replay readings of a machine through a pipeline, and show its alerts and its page
+    Stream,
+}
+
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Setup => setup::fetch(),
-        Task::Demo => demo::show(),
+        Task::Demo { what: None } => demo::show(),
+        Task::Demo { what: Some(Demo::Stream) } => demo::stream(),
         Task::Kafka { command } => kafka(&command),
         Task::Test => test(),
         Task::Ci => ci(),
@@ -89,6 +99,7 @@ fn ci() -> Result<()> {
     test()?;
     example()?;
     demo::show()?;
+    demo::stream()?;
     cargo(["doc", "--workspace", "--no-deps"])
 }
 

@@ -1,0 +1,297 @@
+//! A full topic through `ae_error` to a topic, and the time from a record to its visible result, beside a consumer in
+//! Python: `cargo xtask bench stream`.
+//!
+//! Both read the same records from the same broker, one after the other, round by round. The brokers, the program under
+//! test, and what writes and reads beside it share the cores of the machine.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a benchmark")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
+const PARTITIONS: i32 = 4;
+/// How long a latency is measured, and how long nothing is kept before.
+const MEASURED: Duration = Duration::from_secs(15);
+const WARM_UP: Duration = Duration::from_secs(5);
+/// Values of the features: different numbers of usual lengths.
+const VALUES: usize = 5_000;
+
+struct Bench {
+    brokers: String,
+    python: PathBuf,
+    folder: PathBuf,
+    values: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Contender {
+    Aefusion,
+    Python,
+}
+
+impl Contender {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Aefusion => "aefusion",
+            Self::Python => "Python consumer",
+        }
+    }
+}
+
+fn main() {
+    let variable =
+        |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("run cargo xtask bench stream: no {name}"));
+    let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join("stream");
+    std::fs::create_dir_all(&folder).unwrap();
+    let bench = Bench {
+        brokers: variable("KAFKA_BOOTSTRAP_SERVERS"),
+        python: variable("AEFUSION_PYTHON").into(),
+        values: values(),
+        folder,
+    };
+    let (records, rounds) = (number("RECORDS", 3_000_000), number("ROUNDS", 3));
+    bench.make_model();
+    let from = bench.topic("readings");
+    bench.fill(&from, records);
+    println!("{records} JSON records of eight features, {PARTITIONS} partitions, {rounds} rounds\n");
+    let contenders = [Contender::Aefusion, Contender::Python];
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        for (contender, rates) in contenders.iter().zip(&mut rates) {
+            let rate = bench.throughput(*contender, &from, records);
+            println!("{:<16} {rate:>10.0} records/s", contender.name());
+            rates.push(rate);
+        }
+    }
+    let [ours, python] = rates.map(median);
+    println!("\nmedian ratio: {:.2}\n", ours / python);
+    for (contender, rate) in contenders.into_iter().zip([ours, python]) {
+        let [p50, p99, most] = bench.latency(contender, rate / 2.0);
+        println!(
+            "{:<16} at {:>7.0} records/s: p50 {p50:.1} ms, p99 {p99:.1} ms, most {most:.1} ms",
+            contender.name(),
+            rate / 2.0
+        );
+    }
+}
+
+/// `"f0":-0.1234,…}`, from a generator that is the same everywhere.
+fn values() -> Vec<String> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let thousandths = u32::try_from(state >> 33).unwrap() % 40_000;
+        f64::from(thousandths) / 10_000.0 - 2.0
+    };
+    let value = |_| (0..8).map(|i| format!("\"f{i}\":{:.4}", next())).collect::<Vec<_>>().join(",") + "}";
+    (0..VALUES).map(value).collect()
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+fn micros() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap()
+}
+
+impl Bench {
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    fn model(&self) -> PathBuf {
+        self.folder.join("model.onnx")
+    }
+
+    fn make_model(&self) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/stream/make_model.py");
+        assert!(Command::new(&self.python).arg(script).arg(self.model()).status().unwrap().success());
+    }
+
+    fn topic(&self, name: &str) -> String {
+        let topic = format!("{name}-{}", micros());
+        let admin: AdminClient<_> = self.config().create().unwrap();
+        let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1));
+        futures::executor::block_on(admin.create_topics([&new], &AdminOptions::new())).unwrap();
+        topic
+    }
+
+    fn producer(&self) -> BaseProducer {
+        let mut config = self.config();
+        config.set("queue.buffering.max.messages", "1000000").set("linger.ms", "1").create().unwrap()
+    }
+
+    fn send(&self, producer: &BaseProducer, topic: &str, id: usize) {
+        let value = format!("{{\"id\":{id},\"sent\":{},{}", micros(), self.values[id % VALUES]);
+        let partition = i32::try_from(id % usize::try_from(PARTITIONS).unwrap()).unwrap();
+        loop {
+            match producer.send(BaseRecord::<(), str>::to(topic).partition(partition).payload(&value)) {
+                Ok(()) => return,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    producer.poll(Duration::from_millis(1));
+                }
+                Err((error, _)) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn fill(&self, topic: &str, records: usize) {
+        let producer = self.producer();
+        for id in 0..records {
+            self.send(&producer, topic, id);
+            if id % 10_000 == 0 {
+                producer.poll(Duration::ZERO);
+            }
+        }
+        producer.flush(Duration::from_secs(60)).unwrap();
+    }
+
+    fn start(&self, contender: Contender, from: &str, to: &str, until_end: bool) -> Child {
+        let name = format!("bench-{}", micros());
+        let mut command = match contender {
+            Contender::Aefusion => {
+                let file = self.folder.join("pipeline.sql");
+                std::fs::write(&file, self.pipeline(from, to, &name)).unwrap();
+                let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
+                command.arg("run").arg(file).arg("--quiet").arg("--models").arg(self.folder.join("models"));
+                command
+            }
+            Contender::Python => {
+                let mut command = Command::new(&self.python);
+                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/stream/peer.py"));
+                command.arg(&self.brokers).arg(self.model()).args([from, to, &name]);
+                command
+            }
+        };
+        if until_end {
+            command.arg("--until-end");
+        }
+        command.stdin(Stdio::null()).spawn().unwrap()
+    }
+
+    fn pipeline(&self, from: &str, to: &str, name: &str) -> String {
+        let (brokers, model) = (&self.brokers, self.model());
+        let features: Vec<String> = (0..8).map(|i| format!("f{i}")).collect();
+        let columns: Vec<String> = features.iter().map(|feature| format!("{feature} REAL")).collect();
+        format!(
+            "CREATE OR REPLACE MODEL bench OPTIONS (model_type = 'onnx', model_path = '{}', input_cols = ['{}']);
+             CREATE EXTERNAL TABLE readings (id BIGINT, sent BIGINT, {}) STORED AS KAFKA
+               LOCATION 'kafka://{brokers}/{from}';
+             CREATE EXTERNAL TABLE errors (id BIGINT, sent BIGINT, error DOUBLE) STORED AS KAFKA
+               LOCATION 'kafka://{brokers}/{to}';
+             SET stream.name = '{name}';
+             SET stream.max_batch_ms = 20;
+             INSERT INTO errors SELECT id, sent, ae_error('bench') FROM readings;",
+            model.display(),
+            features.join("', '"),
+            columns.join(", ")
+        )
+    }
+
+    /// Records a second, the start of the program and its end included.
+    fn throughput(&self, contender: Contender, from: &str, records: usize) -> f64 {
+        let to = self.topic("errors");
+        let start = Instant::now();
+        let status = self.start(contender, from, &to, true).wait().unwrap();
+        let took = start.elapsed();
+        assert!(status.success(), "{}", contender.name());
+        let mut n = 0;
+        self.consume(&to, || false, |_| n += 1);
+        assert_eq!(n, records, "{}", contender.name());
+        f64::from(u32::try_from(records).unwrap()) / took.as_secs_f64()
+    }
+
+    /// Reads committed records of a topic from its beginning, to its end or until it is told to stop.
+    fn consume(&self, topic: &str, endless: impl Fn() -> bool, mut f: impl FnMut(&[u8])) {
+        let mut config = self.config();
+        config.set("group.id", "bench").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.set("isolation.level", "read_committed").create().unwrap();
+        let mut list = TopicPartitionList::new();
+        (0..PARTITIONS).for_each(|partition| list.add_partition_offset(topic, partition, Offset::Beginning).unwrap());
+        consumer.assign(&list).unwrap();
+        let mut ended = std::collections::BTreeSet::new();
+        while endless() || ended.len() < usize::try_from(PARTITIONS).unwrap() {
+            match consumer.poll(Duration::from_millis(20)) {
+                Some(Ok(message)) => f(message.payload().unwrap()),
+                Some(Err(KafkaError::PartitionEOF(partition))) => drop(ended.insert(partition)),
+                Some(Err(error)) => panic!("{error}"),
+                None => {}
+            }
+        }
+    }
+
+    /// Median, 99th percentile and maximum of the milliseconds from a record to its visible result.
+    fn latency(&self, contender: Contender, rate: f64) -> [f64; 3] {
+        let (from, to) = (self.topic("readings"), self.topic("errors"));
+        let mut running = self.start(contender, &from, &to, false);
+        // until it reads
+        std::thread::sleep(Duration::from_secs(4));
+        let is_over = Arc::new(AtomicBool::new(false));
+        let kept_from = micros() + u64::try_from(WARM_UP.as_micros()).unwrap();
+        let mut times = Vec::new();
+        std::thread::scope(|scope| {
+            let over = Arc::clone(&is_over);
+            let times = &mut times;
+            let to = &to;
+            scope.spawn(move || {
+                let endless = || !over.load(Ordering::Relaxed);
+                self.consume(to, endless, |value| {
+                    let sent = field(value, b"\"sent\":");
+                    if sent >= kept_from {
+                        times.push(micros().saturating_sub(sent));
+                    }
+                });
+            });
+            self.pace(&from, rate);
+            std::thread::sleep(Duration::from_secs(3));
+            is_over.store(true, Ordering::Relaxed);
+        });
+        drop(running.kill());
+        drop(running.wait());
+        times.sort_unstable();
+        let share = |share: usize| times[(times.len() - 1) * share / 100];
+        [share(50), share(99), share(100)].map(|micros| Duration::from_micros(micros).as_secs_f64() * 1000.0)
+    }
+
+    /// Writes at a rate, a little each millisecond.
+    fn pace(&self, topic: &str, rate: f64) {
+        let producer = self.producer();
+        let start = Instant::now();
+        let mut id = 0;
+        while start.elapsed() < WARM_UP + MEASURED {
+            let due = Duration::from_secs_f64(f64::from(u32::try_from(id).unwrap()) / rate);
+            match due.checked_sub(start.elapsed()) {
+                Some(early) => {
+                    producer.poll(Duration::ZERO);
+                    std::thread::sleep(early.max(Duration::from_millis(1)));
+                }
+                None => {
+                    self.send(&producer, topic, id);
+                    id += 1;
+                }
+            }
+        }
+        producer.flush(Duration::from_secs(60)).unwrap();
+    }
+}
+
+/// The number after a name.
+fn field(value: &[u8], name: &[u8]) -> u64 {
+    let start = value.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    value[start..].iter().take_while(|byte| byte.is_ascii_digit()).fold(0, |n, digit| n * 10 + u64::from(digit - b'0'))
+}
