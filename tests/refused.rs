@@ -129,6 +129,7 @@ fn tables_that_cannot_be() {
             format!("(a INT) {K} OPTIONS ('group.id' 'mine')"),
             "group.id cannot be set: it follows from the table and the pipeline",
         ),
+        (format!("(a INT) {K} OPTIONS ('plugin.library.paths' 'x')"), "plugin.library.paths cannot be set"),
         (format!("(a INT) {K} OPTIONS ('sasl.password' 'hunter2')"), "the option 'sasl.password' is a secret"),
         (format!("(a INT) {K} OPTIONS ('sasl.password' 'env:UNNAMED')"), "the environment has no UNNAMED"),
         (format!("(a INT) {K} OPTIONS ('ssl.key.pem' 'file:nowhere')"), "could not read the file 'nowhere'"),

@@ -13,12 +13,22 @@ pub(crate) enum Failure {
     Final(DataFusionError),
     /// It goes on from what it had committed.
     Passing(DataFusionError),
+    /// Another instance has taken its place, or brokers have ended its transaction because it took too long: they do not
+    /// say which. It goes on once; if it happens again soon, it was an instance.
+    Taken(DataFusionError),
 }
 
 impl Failure {
     /// An error in what is ours or the user's.
     pub(crate) fn last(text: impl Into<String>) -> Self {
         Self::Final(DataFusionError::Execution(text.into()))
+    }
+
+    /// The error itself.
+    pub(crate) fn into_error(self) -> DataFusionError {
+        match self {
+            Self::Final(error) | Self::Passing(error) | Self::Taken(error) => error,
+        }
     }
 
     /// An error in what is around.
@@ -32,7 +42,10 @@ impl From<DataFusionError> for Failure {
     fn from(error: DataFusionError) -> Self {
         let may_pass = matches!(
             error.find_root(),
-            DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::ResourcesExhausted(_)
+            DataFusionError::IoError(_)
+                | DataFusionError::ObjectStore(_)
+                | DataFusionError::ParquetError(_)
+                | DataFusionError::ResourcesExhausted(_)
         );
         if may_pass { Self::Passing(error) } else { Self::Final(error) }
     }

@@ -27,6 +27,8 @@ use crate::message;
 /// How long a pipeline waits before it tries again: at first, and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LAST_WAIT: Duration = Duration::from_secs(15);
+/// A pipeline whose place is taken twice within this time gives it up.
+const TAKEN_AGAIN: Duration = Duration::from_secs(60);
 
 /// One pipeline of a file.
 #[derive(Debug)]
@@ -107,12 +109,17 @@ impl Job {
         let mut query = self.plan.insert.plan(&self.stats).await?;
         self.fits(&query)?;
         let mut wait = FIRST_WAIT;
+        let mut taken: Option<Instant> = None;
         loop {
             let began = Instant::now();
             let failure = match self.once(&mut query).await {
                 Ok(()) => return Ok(()),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(error)) => error,
+                Err(Failure::Taken(error)) => match taken.replace(Instant::now()) {
+                    Some(before) if before.elapsed() < TAKEN_AGAIN => return Err(error),
+                    _ => error,
+                },
             };
             if self.stop.is_asked() {
                 return Err(failure);
@@ -168,7 +175,7 @@ impl Job {
         match &plan.target {
             Target::Topic(table) => {
                 let (topic, delivery) = (table.connection.clone(), plan.settings.delivery);
-                let name = format!("{}-{}", plan.name, self.instance);
+                let name = format!("{}.{}", plan.name, self.instance);
                 let open = move || TopicSink::open(&source, &topic, letters.as_ref(), delivery, &name, &stop, &stats);
                 Ok(OpenSink::Topic(Box::new(joined(SpawnedTask::spawn_blocking(open)).await?)))
             }
@@ -218,7 +225,7 @@ impl Job {
             Target::Topic(table) => Some(table.encoder()?),
             Target::Files(_) => None,
         };
-        let mut looked = Instant::now();
+        let (mut looked, mut tried) = (Instant::now(), Vec::new());
         loop {
             let batch = tokio::select! {
                 batch = batches.recv() => batch,
@@ -227,7 +234,7 @@ impl Job {
             };
             let Some(batch) = batch else { return Ok(()) };
             if self.plan.settings.reload.is_some_and(|every| looked.elapsed() >= every) {
-                self.reload(query).await;
+                self.reload(query, &mut tried).await;
                 looked = Instant::now();
             }
             let begun = Instant::now();
@@ -239,8 +246,9 @@ impl Job {
                 None => Output::Rows(outcome.rows),
             };
             tracing::debug!(records = batch.records.len(), rows, took = ?begun.elapsed(), "queried");
-            let Batch { records, spans, epoch, group, since } = batch;
-            let scored = Scored { output, rows, dead, records_in: records.len(), spans, epoch, group, since };
+            let Batch { records, spans, epoch, group, since, under_way } = batch;
+            let records_in = records.len();
+            let scored = Scored { output, rows, dead, records_in, spans, epoch, group, since, under_way };
             if to_sink.send(scored).await.is_err() {
                 return Ok(());
             }
@@ -278,21 +286,24 @@ impl Job {
     }
 
     /// Plans the query anew if a model has a new version; if that cannot be done it stays as it is.
-    async fn reload(&self, query: &mut Query) {
-        let mut is_new = false;
+    async fn reload(&self, query: &mut Query, tried: &mut Vec<String>) {
+        let mut found_now = Vec::new();
         for model in query.models() {
             let newest = match ModelRef::parse(model.name()) {
                 Ok(newest) => newest,
                 Err(_) => continue,
             };
             match self.models.find(&newest, &self.plan.limits).await {
-                Ok(found) => is_new |= found.sha256_hex() != model.sha256_hex(),
+                Ok(found) => found_now.push(found.sha256_hex()),
                 Err(error) => tracing::warn!("could not look for a new version of {model}: {}", message(&error)),
             }
         }
-        if !is_new {
+        let are_those =
+            |hashes: &[String]| query.models().iter().map(|model| model.sha256_hex()).eq(hashes.iter().cloned());
+        if found_now == *tried || are_those(&found_now) {
             return;
         }
+        tried.clone_from(&found_now);
         match self.plan.insert.plan(&self.stats).await {
             Ok(planned) if planned.models() == query.models() => {}
             Ok(planned) => {

@@ -8,7 +8,7 @@ mod table;
 mod write;
 
 pub(crate) use connection::{Connection, OnMalformed};
-pub(crate) use consume::{Batch, Consumed, Consumer, Reader, Span, StartOffsets};
+pub(crate) use consume::{Batch, Consumed, Consumer, Reader, Span, StartOffsets, UnderWay};
 pub(crate) use produce::{Failure, Producer, offsets};
 pub(crate) use read::told;
 pub(crate) use table::{KafkaTable, KafkaTables};

@@ -124,7 +124,9 @@ fn as_micro_batch(node: LogicalPlan, slot: &Arc<Slot>) -> Result<Transformed<Log
 /// ```
 fn in_order(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let ordered = plan.transform_up(|node| {
-        let is_built_of_the_stream = node.children().first().is_some_and(|left| streams(left));
+        // NOT IN cannot be turned: it stays, and is right, if in another order
+        let is_fixed = node.downcast_ref::<HashJoinExec>().is_some_and(|join| join.null_aware);
+        let is_built_of_the_stream = !is_fixed && node.children().first().is_some_and(|left| streams(left));
         if !is_built_of_the_stream {
             return Ok(Transformed::no(node));
         }

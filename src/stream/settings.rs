@@ -1,15 +1,16 @@
 //! Settings of pipelines, `SET stream.… = …`.
 
+use std::any::Any;
 use std::time::Duration;
 
 use aefusion_udfs::named::Named;
 use datafusion::common::{extensions_options, plan_err};
-use datafusion::config::{ConfigExtension, ConfigOptions};
+use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
 use datafusion::error::Result;
 
 extensions_options! {
     /// Settings under `stream.`: those of the pipelines that the statements after them make.
-    pub struct StreamOptions {
+    pub struct Options {
         /// Name of the next pipeline, which its offsets and transactions are kept under. Default: empty, the name of the file and that of the sink.
         pub name: String, default = String::new()
         /// Records of a micro-batch, at most, 1 up. Default: 32768.
@@ -29,8 +30,35 @@ extensions_options! {
     }
 }
 
+/// [`Options`] of a session. They are listed with what stands before their names.
+#[derive(Debug, Clone, Default)]
+pub struct StreamOptions(Options);
+
 impl ConfigExtension for StreamOptions {
     const PREFIX: &'static str = "stream";
+}
+
+impl ExtensionOptions for StreamOptions {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(self.clone())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        self.0.set(key, value)
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        let named = |entry: ConfigEntry| ConfigEntry { key: format!("{}.{}", Self::PREFIX, entry.key), ..entry };
+        self.0.entries().into_iter().map(named).collect()
+    }
 }
 
 /// What a failure may do to the rows of a pipeline.
@@ -78,7 +106,7 @@ impl Settings {
     /// # Errors
     /// A planning error that names the setting and its range.
     pub(crate) fn of(config: &ConfigOptions) -> Result<Self> {
-        let options = config.extensions.get::<StreamOptions>().cloned().unwrap_or_default();
+        let StreamOptions(options) = config.extensions.get::<StreamOptions>().cloned().unwrap_or_default();
         let rows = |name, rows: usize| match rows {
             0 => plan_err!("stream.{name} must be a whole number from 1 up; found 0"),
             rows => Ok(rows),

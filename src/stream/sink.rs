@@ -19,7 +19,7 @@ pub(crate) use files::FileSink;
 pub(crate) use topic::{DeadLetters, TopicSink};
 
 use super::failure::Failure;
-use super::kafka::{KafkaTable, Span, StartOffsets};
+use super::kafka::{KafkaTable, Span, StartOffsets, UnderWay};
 use super::records::Records;
 
 /// A micro-batch after the query.
@@ -34,6 +34,9 @@ pub(crate) struct Scored {
     pub(crate) epoch: u64,
     pub(crate) group: Arc<ConsumerGroupMetadata>,
     pub(crate) since: Instant,
+    /// Dropped when the sink is done with it.
+    #[expect(dead_code, reason = "what counts is when it is dropped")]
+    pub(crate) under_way: UnderWay,
 }
 
 /// Rows as a sink takes them.

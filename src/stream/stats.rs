@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::metrics::{Metrics, ModelLabels, PartitionLabels, PipelineLabels};
 
+const UNREACHABLE: &str = "no broker can be reached";
 /// Seconds of the past that are kept.
 const KEPT_SECONDS: usize = 600;
 /// Anomalous records that are kept, and how many of a second at most.
@@ -94,6 +95,8 @@ struct Partition {
     end: i64,
     /// None until something was committed, or the group's own offset is known.
     committed: Option<i64>,
+    /// Whether it was read to its end, as far as that was known then.
+    is_read: bool,
 }
 
 /// The errors that one version of a model measured.
@@ -151,6 +154,7 @@ impl Stats {
     pub(crate) fn end_of(&self, partition: i32, end: i64, committed: i64) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
+            known.is_read &= known.end == 0 || end <= known.end;
             known.end = known.end.max(end);
             known.committed.get_or_insert(committed);
             self.metrics.lag.get_or_create(&self.partition(partition)).set(known.lag());
@@ -161,7 +165,7 @@ impl Stats {
     pub(crate) fn at_end(&self, partition: i32) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
-            known.committed = Some(known.end);
+            known.is_read = true;
             self.metrics.lag.get_or_create(&self.partition(partition)).set(0);
         }
     }
@@ -172,6 +176,7 @@ impl Stats {
         for (partition, end) in ends {
             if let Some(known) = inner.partitions.get_mut(&partition) {
                 known.committed = Some(end);
+                known.is_read &= end >= known.end;
                 known.end = known.end.max(end);
                 self.metrics.lag.get_or_create(&self.partition(partition)).set(known.lag());
             }
@@ -202,6 +207,22 @@ impl Stats {
         };
         *count += records;
         metric.get_or_create(&self.labels).inc_by(records);
+    }
+
+    /// Whether brokers can be reached, as librdkafka knows it.
+    pub(crate) fn reachable(&self, is_reachable: bool) {
+        let mut inner = self.inner.lock();
+        match (inner.state, is_reachable) {
+            (State::Running, false) => {
+                inner.state = State::Waiting;
+                inner.trouble = Some(UNREACHABLE.to_owned());
+            }
+            (State::Waiting, true) if inner.trouble.as_deref() == Some(UNREACHABLE) => {
+                inner.state = State::Running;
+                inner.trouble = None;
+            }
+            _ => {}
+        }
     }
 
     /// Something around the pipeline failed.
@@ -290,7 +311,10 @@ impl Stats {
 
 impl Partition {
     fn lag(&self) -> i64 {
-        self.committed.map_or(0, |committed| (self.end - committed).max(0))
+        match self.committed {
+            Some(committed) if !self.is_read => (self.end - committed).max(0),
+            _ => 0,
+        }
     }
 }
 

@@ -50,7 +50,8 @@ fn broker_stopped_and_started(_: &Broker) {
     pipeline.says("partitions assigned");
     for (is_killed, begin) in [(true, 20_000), (false, 30_000)] {
         broker.pause(is_killed).unwrap();
-        std::thread::sleep(Duration::from_secs(2));
+        // longer than a transaction may take
+        std::thread::sleep(Duration::from_secs(6));
         assert!(pipeline.is_running(), "{}", pipeline.log());
         broker.resume().unwrap();
         produce(&broker, &from, (begin..begin + 10_000).map(number));

@@ -135,6 +135,7 @@ impl Avro {
         let Some((number, schema)) = self.schemas.last_key_value() else {
             return exec_err!("there is no schema of Avro");
         };
+        let rows = &self.as_written(rows, *number, schema)?;
         let strategy = match self.framing {
             Framing::SingleObject => FingerprintStrategy::Rabin,
             Framing::Plain | Framing::Confluent => FingerprintStrategy::Id(*number),
@@ -157,13 +158,27 @@ impl Avro {
     }
 }
 
+impl Avro {
+    /// Rows in the types of the schema that they are written with.
+    fn as_written(&self, rows: &RecordBatch, number: u32, schema: &str) -> Result<RecordBatch> {
+        let one = Self { schemas: [(number, schema.to_owned())].into(), ..self.clone() };
+        let written = one.decoder(0)?.schema();
+        let rows_schema = rows.schema();
+        let unknown = rows_schema.fields().iter().find(|field| written.field_with_name(field.name()).is_err());
+        if let Some(unknown) = unknown {
+            return exec_err!("the schema of Avro has no field \"{}\"", unknown.name());
+        }
+        by_name(rows, &written)
+    }
+}
+
 /// The columns that are wanted, as they are wanted.
 fn by_name(batch: &RecordBatch, wanted: &SchemaRef) -> Result<RecordBatch> {
     let column = |field: &Arc<datafusion::arrow::datatypes::Field>| -> Result<ArrayRef> {
         match batch.column_by_name(field.name()) {
             Some(column) => cast_exactly(column, field.data_type()),
             None if field.is_nullable() => Ok(new_null_array(field.data_type(), batch.num_rows())),
-            None => exec_err!("the schema of Avro has no field \"{}\"", field.name()),
+            None => exec_err!("there is no field \"{}\"", field.name()),
         }
     };
     let columns = wanted.fields().iter().map(column).collect::<Result<_>>()?;

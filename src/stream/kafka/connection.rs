@@ -31,8 +31,20 @@ const OWN: [&str; 12] = [
     "transactional.id",
 ];
 
+/// Settings that run code of somebody else.
+const CODE: [&str; 6] = [
+    "plugin.library.paths",
+    "sasl.kerberos.kinit.cmd",
+    "ssl.engine.id",
+    "ssl.engine.location",
+    "ssl.provider",
+    "ssl.providers",
+];
+
 /// Settings whose values are secrets.
-const SECRETS: [&str; 7] = [
+const SECRETS: [&str; 9] = [
+    "sasl.oauthbearer.assertion.private.key.pem",
+    "sasl.oauthbearer.client.credentials.client.secret",
     "sasl.oauthbearer.assertion.private.key.passphrase",
     "sasl.oauthbearer.client.secret",
     "sasl.oauthbearer.config",
@@ -105,6 +117,9 @@ impl Connection {
             Some((Ok(n), _)) if n > 0 => Some(n),
             Some((_, n)) => return plan_err!("the option partitions must be a whole number from 1 up; found '{n}'"),
         };
+        if let Some(code) = settings.keys().find(|key| CODE.contains(&key.as_str())) {
+            return plan_err!("{code} cannot be set: a statement could run any program with it");
+        }
         let connection = Self { brokers, topic: topic.to_owned(), partitions, settings };
         connection.client().create_native_config().map_err(|e| match e {
             // not the value, which may be a secret
@@ -135,6 +150,11 @@ impl Connection {
             config.set(key, value);
         }
         config
+    }
+
+    /// Whether a pipeline makes the topic if it is missing.
+    pub(crate) fn is_made(&self) -> bool {
+        self.partitions.is_some()
     }
 
     /// Makes the topic if it is missing and the table says with how many partitions.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use datafusion::error::Result;
@@ -49,6 +49,24 @@ pub(crate) struct Batch {
     pub(crate) group: Arc<ConsumerGroupMetadata>,
     /// When the first of them was read.
     pub(crate) since: Instant,
+    pub(crate) under_way: UnderWay,
+}
+
+/// A micro-batch that is not yet written, as long as this lives.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn one_more(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Where a pipeline begins to read a partition, where Kafka does not know.
@@ -104,6 +122,7 @@ impl Group {
 
 impl ClientContext for Group {
     fn stats(&self, statistics: Statistics) {
+        self.stats.reachable(statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP"));
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         for (partition, known) in &topic.partitions {
             // before it is active the group's offset is not known
@@ -167,6 +186,8 @@ pub(crate) struct Reader {
     max_age: Duration,
     /// End when every partition was read up to its end.
     until_end: bool,
+    /// Micro-batches that are not yet written.
+    under_way: Arc<AtomicUsize>,
     stop: Stop,
     stats: Arc<Stats>,
 }
@@ -206,6 +227,8 @@ impl Reader {
         connection.default(&mut config, "session.timeout.ms", "10000");
         // what is read ahead of a pipeline that cannot keep up
         connection.default(&mut config, "queued.max.messages.kbytes", "16384");
+        // how soon the end of a partition is noticed
+        connection.default(&mut config, "fetch.wait.max.ms", "100");
         // how long a fetch waits once that much was read ahead; librdkafka's second is one in which nothing comes
         connection.default(&mut config, "fetch.queue.backoff.ms", "5");
         let group = Group {
@@ -217,7 +240,7 @@ impl Reader {
             topic: connection.topic.clone(),
             stats: Arc::clone(&stats),
         };
-        let consumer: Consumer = config.create_with_context(group).map_err(|e| Failure::passing(cause(&e)))?;
+        let consumer: Consumer = config.create_with_context(group).map_err(|e| Failure::last(cause(&e)))?;
         connection.make_topic()?;
         topic_exists(consumer.client(), connection)?;
         consumer.subscribe(&[&connection.topic]).map_err(|e| Failure::passing(cause(&e)))?;
@@ -228,6 +251,7 @@ impl Reader {
             max_rows: what.max_rows,
             max_age: what.max_age,
             until_end: what.until_end,
+            under_way: Arc::default(),
             stop,
             stats,
         })
@@ -249,9 +273,11 @@ impl Reader {
             if let Some(first) = since
                 && (is_full || is_last || age >= self.max_age)
             {
-                // one that is not full grows as long as nobody takes it
+                // One that is not full grows until the one before it is written: in a queue it would be as late, and smaller.
+                // Full ones are read, queried and written side by side.
                 let place = match is_full || is_last {
                     true => batches.blocking_reserve_or_closed(),
+                    false if self.under_way.load(Ordering::Acquire) > 0 => Place::Full,
                     false => batches.try_reserve_or_closed(),
                 };
                 match place {
@@ -333,7 +359,8 @@ impl Reader {
         }
         positions.extend(spans.iter().map(|(partition, span)| (*partition, Some(span.to))));
         drop(positions);
-        Ok(Batch { records, spans, epoch, group: metadata, since })
+        let under_way = UnderWay::one_more(&self.under_way);
+        Ok(Batch { records, spans, epoch, group: metadata, since, under_way })
     }
 
     fn is_at_end(&self, at_end: &BTreeSet<i32>) -> bool {
@@ -405,10 +432,12 @@ pub(crate) fn topic_exists<C: ClientContext>(
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let error = found.and_then(|found| found.error());
     if found.is_none() || error == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
-        return Err(Failure::last(format!(
-            "{} has no topic '{topic}'; create it, or give the table the option partitions",
-            connection.brokers
-        )));
+        let missing = format!("{} has no topic '{topic}'", connection.brokers);
+        return Err(match connection.is_made() {
+            // it was just made, and not every broker has heard of it
+            true => Failure::passing(missing),
+            false => Failure::last(format!("{missing}; create it, or give the table the option partitions")),
+        });
     }
     match error {
         Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) => {

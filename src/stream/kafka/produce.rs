@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::Array;
+use datafusion::error::DataFusionError;
 use parking_lot::Mutex;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError, RDKafkaErrorCode};
@@ -80,6 +81,9 @@ impl Producer {
         config.set("transactional.id", name);
         // how long what an instance had begun when it died keeps its partitions from others
         connection.default(&mut config, "transaction.timeout.ms", "15000");
+        // A transaction that begins while brokers still end the one before it is asked to come again: not only after a
+        // tenth of a second.
+        connection.default(&mut config, "retry.backoff.ms", "2");
         let producer = Self::open(&config, connection, stop)?;
         producer.call("beginning to write", || producer.inner.init_transactions(CALL))?;
         Ok(producer)
@@ -236,7 +240,7 @@ impl Producer {
             };
             let may_retry = match &error {
                 KafkaError::Transaction(error) if is_fenced(error) => {
-                    return Err(Failure::last(format!("{what}: {TAKEN}")));
+                    return Err(Failure::Taken(DataFusionError::Execution(format!("{what}: {TAKEN}"))));
                 }
                 KafkaError::Transaction(error) => error.is_retriable() && !error.txn_requires_abort(),
                 other => other.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut),

@@ -155,9 +155,7 @@ impl Reading {
     /// Begins at the earliest records of every partition, and tells where each of them ends now.
     fn assign(&self, consumer: &BaseConsumer<Quiet>) -> Result<BTreeMap<i32, i64>> {
         let connection = &self.table.connection;
-        let partitions = topic_exists(consumer.client(), connection).map_err(|failure| match failure {
-            Failure::Final(error) | Failure::Passing(error) => error,
-        })?;
+        let partitions = topic_exists(consumer.client(), connection).map_err(Failure::into_error)?;
         let (mut open, mut list) = (BTreeMap::new(), TopicPartitionList::new());
         for partition in partitions {
             let known = consumer.fetch_watermarks(&connection.topic, partition, METADATA);

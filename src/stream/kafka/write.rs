@@ -59,7 +59,5 @@ impl DataSink for TopicSink {
 
 async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T> {
     let done = SpawnedTask::spawn_blocking(f).join_unwind().await;
-    done.map_err(|e| DataFusionError::External(Box::new(e)))?.map_err(|failure| match failure {
-        Failure::Final(error) | Failure::Passing(error) => error,
-    })
+    done.map_err(|e| DataFusionError::External(Box::new(e)))?.map_err(Failure::into_error)
 }
