@@ -82,13 +82,18 @@ fn beside_python(script: &str, rows: &Rows) -> Result<()> {
     })
 }
 
-/// Runs `benches/stream.rs` with a broker and with what the other contender needs.
+/// Runs the package `benches/stream` with a broker and with what the other contender needs.
 fn stream(records: usize, rounds: usize) -> Result<()> {
     let python = environment("stream", &root().join("benches").join("stream").join("requirements.txt"))?;
     let broker = Broker::start()?;
+    cargo(["build", "--release", "--bin", "aefusion"])?;
+    let folder = root().join("target").join("stream");
     run_command(
         cargo_command()
-            .args(["bench", "--workspace", "--bench", "stream"])
+            .args(["run", "--release", "--package", "stream-bench"])
+            .env("AEFUSION", root().join("target").join("release").join("aefusion"))
+            .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so"))
+            .env("FOLDER", folder)
             .env("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap())
             .env("AEFUSION_PYTHON", python)
             .env("RECORDS", records.to_string())

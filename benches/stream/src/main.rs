@@ -22,13 +22,14 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 const PARTITIONS: i32 = 4;
 /// How long a latency is measured, and how long nothing is kept before.
 const MEASURED: Duration = Duration::from_secs(15);
-const WARM_UP: Duration = Duration::from_secs(5);
+const WARM_UP: Duration = Duration::from_secs(10);
 /// Values of the features: different numbers of usual lengths.
 const VALUES: usize = 5_000;
 
 struct Bench {
     brokers: String,
     python: PathBuf,
+    program: PathBuf,
     folder: PathBuf,
     values: Vec<String>,
 }
@@ -52,11 +53,12 @@ fn main() {
     let variable =
         |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("run cargo xtask bench stream: no {name}"));
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join("stream");
+    let folder = PathBuf::from(variable("FOLDER"));
     std::fs::create_dir_all(&folder).unwrap();
     let bench = Bench {
         brokers: variable("KAFKA_BOOTSTRAP_SERVERS"),
         python: variable("AEFUSION_PYTHON").into(),
+        program: variable("AEFUSION").into(),
         values: values(),
         folder,
     };
@@ -66,6 +68,10 @@ fn main() {
     bench.fill(&from, records);
     println!("{records} JSON records of eight features, {PARTITIONS} partitions, {rounds} rounds\n");
     let contenders = [Contender::Aefusion, Contender::Python];
+    // a broker that has just been started is slow
+    for contender in contenders {
+        bench.throughput(contender, &from, records);
+    }
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..rounds {
         for (contender, rates) in contenders.iter().zip(&mut rates) {
@@ -119,7 +125,7 @@ impl Bench {
     }
 
     fn make_model(&self) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/stream/make_model.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("make_model.py");
         assert!(Command::new(&self.python).arg(script).arg(self.model()).status().unwrap().success());
     }
 
@@ -167,13 +173,13 @@ impl Bench {
             Contender::Aefusion => {
                 let file = self.folder.join("pipeline.sql");
                 std::fs::write(&file, self.pipeline(from, to, &name)).unwrap();
-                let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
+                let mut command = Command::new(&self.program);
                 command.arg("run").arg(file).arg("--quiet").arg("--models").arg(self.folder.join("models"));
                 command
             }
             Contender::Python => {
                 let mut command = Command::new(&self.python);
-                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/stream/peer.py"));
+                command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peer.py"));
                 command.arg(&self.brokers).arg(self.model()).args([from, to, &name]);
                 command
             }
