@@ -71,7 +71,15 @@ impl RunArgs {
         let runtime = tokio::runtime::Runtime::new()?;
         let ended = runtime.block_on(self.pipelines(&session, &script, &status));
         status.finish_and_clear();
-        ended.map(|()| Outcome::Done)
+        match ended {
+            Ok(()) => Ok(Outcome::Done),
+            // one that reads the log reads the end in it, too
+            Err(error) if self.log == Format::Json => {
+                tracing::error!("{}", crate::message(&error));
+                Ok(Outcome::Failed)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn pipelines(&self, session: &Session, script: &str, status: &ProgressBar) -> Result<()> {

@@ -119,4 +119,10 @@ fn log_as_json(broker: &Broker) {
         assert!(told["level"].is_string() && told["timestamp"].is_string(), "{line}");
     }
     assert!(log.contains("\"pipeline\":\"pipeline-copy\""), "{log}");
+    // the end, too
+    let (status, log) = place.run(&sql.replace(&from, "nowhere"), &["--log", "json"]).wait();
+    assert_eq!(status.code(), Some(1));
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(last["level"], "ERROR");
+    assert!(last["fields"]["message"].as_str().unwrap().contains("has no topic 'nowhere'"), "{log}");
 }

@@ -143,6 +143,14 @@ fn joins_with_tables(broker: &Broker) {
          INSERT INTO named SELECT r.id, p.name, 0 FROM readings r JOIN 'pumps.csv' p USING (pump) WHERE r.id >= 3000;"
     );
     place.run_to_end(&sql);
+    let without = format!(
+        "CREATE EXTERNAL TABLE readings (id BIGINT, pump BIGINT) STORED AS KAFKA LOCATION 'kafka://{b}/{from}';
+         CREATE EXTERNAL TABLE others (id BIGINT) STORED AS JSON LOCATION 'out/';
+         SET stream.max_batch_rows = 4000;
+         INSERT INTO others SELECT id FROM readings WHERE pump NOT IN (SELECT pump FROM 'pumps.csv');"
+    );
+    place.run_to_end(&without);
+    assert_eq!(place.sql("SELECT count(*), sum(id % 3), count(DISTINCT id) FROM 'out/'").unwrap(), "2000,4000,2000");
     let expected = |id: usize| match (id, id % 3) {
         (0..3_000, 2) => Some(format!("{{\"id\":{id},\"n\":2}}")),
         (_, 2) => None,
