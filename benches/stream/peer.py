@@ -1,8 +1,9 @@
-"""What people write today: python peer.py BROKERS MODEL FROM TO GROUP [--until-end].
+"""What people write today: python peer.py BROKERS MODEL FROM TO GROUP [--until-end] [--orjson].
 
 Reads JSON records, scores them with ONNX Runtime, and writes their errors, records and offsets in one transaction a batch.
 """
 
+import json
 import sys
 import time
 
@@ -16,6 +17,7 @@ FEATURES = [f"f{i}" for i in range(8)]
 
 brokers, model, source, sink, group = sys.argv[1:6]
 until_end = "--until-end" in sys.argv
+loads, dumps = (orjson.loads, orjson.dumps) if "--orjson" in sys.argv else (json.loads, json.dumps)
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(model, options)
@@ -61,14 +63,14 @@ while True:
         if until_end and len(ended) == len(consumer.assignment()) > 0:
             break
         continue
-    rows = [orjson.loads(record.value()) for record in records]
+    rows = [loads(record.value()) for record in records]
     x = np.array([[row[feature] for feature in FEATURES] for row in rows], np.float32)
     found = session.run(["reconstruction"], {"x": x})[0]
     errors = ((x - found) ** 2).mean(axis=1)
     producer.begin_transaction()
     offsets = {}
     for record, row, error in zip(records, rows, errors.tolist()):
-        value = orjson.dumps({"id": row["id"], "sent": row["sent"], "error": error})
+        value = dumps({"id": row["id"], "sent": row["sent"], "error": error})
         while True:
             try:
                 producer.produce(sink, value)

@@ -31,7 +31,7 @@ pub(crate) enum Bench {
     /// A pipeline from topic to topic, beside a consumer in Python, on the same broker
     Stream {
         /// Records of the full topic
-        #[arg(long, default_value_t = 3_000_000)]
+        #[arg(long, default_value_t = 6_000_000)]
         records: usize,
 
         /// Runs of each

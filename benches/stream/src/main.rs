@@ -38,13 +38,15 @@ struct Bench {
 enum Contender {
     Aefusion,
     Python,
+    PythonOrjson,
 }
 
 impl Contender {
     fn name(self) -> &'static str {
         match self {
             Self::Aefusion => "aefusion",
-            Self::Python => "Python consumer",
+            Self::Python => "Python, json",
+            Self::PythonOrjson => "Python, orjson",
         }
     }
 }
@@ -62,17 +64,17 @@ fn main() {
         values: values(),
         folder,
     };
-    let (records, rounds) = (number("RECORDS", 3_000_000), number("ROUNDS", 3));
+    let (records, rounds) = (number("RECORDS", 6_000_000), number("ROUNDS", 3));
     bench.make_model();
     let from = bench.topic("readings");
     bench.fill(&from, records);
     println!("{records} JSON records of eight features, {PARTITIONS} partitions, {rounds} rounds\n");
-    let contenders = [Contender::Aefusion, Contender::Python];
+    let contenders = [Contender::Aefusion, Contender::Python, Contender::PythonOrjson];
     // a broker that has just been started is slow
     for contender in contenders {
         bench.throughput(contender, &from, records);
     }
-    let mut rates = [Vec::new(), Vec::new()];
+    let mut rates = [const { Vec::new() }; 3];
     for _ in 0..rounds {
         for (contender, rates) in contenders.iter().zip(&mut rates) {
             let rate = bench.throughput(*contender, &from, records);
@@ -80,9 +82,10 @@ fn main() {
             rates.push(rate);
         }
     }
-    let [ours, python] = rates.map(median);
-    println!("\nmedian ratio: {:.2}\n", ours / python);
-    for (contender, rate) in contenders.into_iter().zip([ours, python]) {
+    let medians = rates.map(median);
+    let [ours, json, orjson] = medians;
+    println!("\nratio of the medians: {:.2} with json, {:.2} with orjson\n", ours / json, ours / orjson);
+    for (contender, rate) in contenders.into_iter().zip(medians) {
         let [p50, p99, most] = bench.latency(contender, rate / 2.0);
         println!(
             "{:<16} at {:>7.0} records/s: p50 {p50:.1} ms, p99 {p99:.1} ms, most {most:.1} ms",
@@ -177,10 +180,13 @@ impl Bench {
                 command.arg("run").arg(file).arg("--quiet").arg("--models").arg(self.folder.join("models"));
                 command
             }
-            Contender::Python => {
+            Contender::Python | Contender::PythonOrjson => {
                 let mut command = Command::new(&self.python);
                 command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peer.py"));
                 command.arg(&self.brokers).arg(self.model()).args([from, to, &name]);
+                if contender == Contender::PythonOrjson {
+                    command.arg("--orjson");
+                }
                 command
             }
         };
