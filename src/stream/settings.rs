@@ -30,7 +30,7 @@ extensions_options! {
     }
 }
 
-/// [`Options`] of a session. They are listed with what stands before their names.
+/// The settings of a session under `stream.`, listed with what stands before their names.
 #[derive(Debug, Clone, Default)]
 pub struct StreamOptions(Options);
 
