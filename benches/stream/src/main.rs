@@ -275,6 +275,7 @@ impl Bench {
         });
         drop(running.kill());
         drop(running.wait());
+        assert!(!times.is_empty(), "{} gave no result within {MEASURED:?}", contender.name());
         times.sort_unstable();
         let share = |share: usize| times[(times.len() - 1) * share / 100];
         [share(50), share(99), share(100)].map(|micros| Duration::from_micros(micros).as_secs_f64() * 1000.0)
