@@ -29,6 +29,13 @@ pub(crate) fn cast_exactly(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> 
     Ok(cast_with_options(array, to, &EXACT)?)
 }
 
+/// Rows of a query as those of the table that they are written to: columns in its order, of its names and types.
+pub(crate) fn as_table(rows: &RecordBatch, table: &SchemaRef) -> Result<RecordBatch> {
+    let columns = rows.columns().iter().zip(table.fields());
+    let columns = columns.map(|(column, field)| cast_exactly(column, field.data_type())).collect::<Result<_>>()?;
+    Ok(RecordBatch::try_new(Arc::clone(table), columns)?)
+}
+
 /// The columns of a table, which are of two kinds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Columns {

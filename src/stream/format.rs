@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use aefusion_udfs::named::Named;
 use datafusion::arrow::array::{Array, BinaryArray, RecordBatch};
-use datafusion::arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use datafusion::arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::{exec_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 
 pub(crate) use avro::Avro;
 
-use super::columns::Columns;
+use super::columns::{Columns, as_table};
 use super::records::Records;
 use crate::message;
 
@@ -183,11 +183,7 @@ impl Encoder {
     /// # Errors
     /// An execution error if a value cannot be held in this format.
     pub(crate) fn encode(&self, rows: &RecordBatch) -> Result<Records> {
-        // a query may give the columns other names
-        let columns = rows.columns().iter().zip(self.columns.schema.fields());
-        let columns = columns.map(|(c, f)| super::columns::cast_exactly(c, f.data_type())).collect::<Result<_>>()?;
-        let options = datafusion::arrow::array::RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-        let rows = RecordBatch::try_new_with_options(Arc::clone(&self.columns.schema), columns, &options)?;
+        let rows = as_table(rows, &self.columns.schema)?;
         let (values, own) = self.columns.part(&rows)?;
         let values = self.format.encode(&values)?;
         Records::try_new(values, own("key")?, own("timestamp")?, own("partition")?, own("headers")?)
@@ -195,12 +191,12 @@ impl Encoder {
 }
 
 /// Values that lie one after the other in a buffer; `ends` are where they end.
-fn values_of(buffer: Vec<u8>, ends: impl Iterator<Item = usize>, nulls: Option<NullBuffer>) -> Result<BinaryArray> {
+fn values_of(buffer: Vec<u8>, ends: impl Iterator<Item = usize>) -> Result<BinaryArray> {
     let too_large = || DataFusionError::Execution("the rows of a micro-batch are more than 2 GiB".to_owned());
     let end = |end: usize| i32::try_from(end).map_err(|_| too_large());
     let offsets = std::iter::once(Ok(0)).chain(ends.map(end)).collect::<Result<Vec<i32>>>()?;
     let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
-    Ok(BinaryArray::try_new(offsets, buffer.into(), nulls)?)
+    Ok(BinaryArray::try_new(offsets, buffer.into(), None)?)
 }
 
 /// Where the lines of a text end, its line feeds not included, given which line feeds end a line.
@@ -214,7 +210,7 @@ fn lines(text: Vec<u8>, ends: impl Fn(&[u8]) -> Vec<usize>) -> Result<BinaryArra
         values.extend_from_slice(&text[start..*end]);
         value_ends.push(values.len());
     }
-    values_of(values, value_ends.into_iter(), None)
+    values_of(values, value_ends.into_iter())
 }
 
 /// The bytes of a value; a record without one is empty.

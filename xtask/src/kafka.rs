@@ -4,13 +4,13 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::root;
+use crate::{remove, root};
 
 /// How long a broker may take to accept connections.
 const START: Duration = Duration::from_secs(90);
@@ -281,13 +281,6 @@ fn libraries() -> Result<PathBuf> {
     checked(maven.arg(&project).arg(format!("-DoutputDirectory={}", folder.display())))?;
     std::fs::write(stamp, wanted)?;
     Ok(folder)
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
-    }
 }
 
 /// Ports that nobody listens on.

@@ -4,8 +4,23 @@ pub mod kafka;
 
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
+
 /// The root of the repository.
 #[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Removes a folder, if it is there.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn remove(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("could not remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }

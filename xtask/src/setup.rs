@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use xtask::remove;
+
 use crate::{root, run};
 
 const VERSION: &str = "1.31.1";
@@ -101,15 +103,6 @@ pub(crate) fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
     run(Command::new(&python).args(pip).arg(requirements))?;
     std::fs::write(&stamp, wanted)?;
     Ok(python)
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("could not remove {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn say(text: &str) -> Result<()> {

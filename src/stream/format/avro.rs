@@ -154,11 +154,9 @@ impl Avro {
             values.extend_from_slice(&record[cut..]);
             ends.push(values.len());
         }
-        values_of(values, ends.into_iter(), None)
+        values_of(values, ends.into_iter())
     }
-}
 
-impl Avro {
     /// Rows in the types of the schema that they are written with.
     fn as_written(&self, rows: &RecordBatch, number: u32, schema: &str) -> Result<RecordBatch> {
         let one = Self { schemas: [(number, schema.to_owned())].into(), ..self.clone() };

@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 use super::manifest::{Chain, FileEntry, Manifest, Run, object_store_error};
 use super::topic::DeadLetters;
 use super::{Output, Scored, Sink};
-use crate::stream::columns::cast_exactly;
+use crate::stream::columns::as_table;
 use crate::stream::failure::Failure;
 use crate::stream::kafka::{Connection, Consumer, Span, offsets};
 use crate::stream::settings::Settings;
@@ -170,9 +170,7 @@ impl FileSink {
 
     async fn append(&mut self, rows: &[RecordBatch]) -> Result<()> {
         for batch in rows {
-            let columns = batch.columns().iter().zip(self.folder.schema.fields());
-            let columns = columns.map(|(c, f)| cast_exactly(c, f.data_type())).collect::<Result<_>>()?;
-            let batch = RecordBatch::try_new(Arc::clone(&self.folder.schema), columns)?;
+            let batch = as_table(batch, &self.folder.schema)?;
             let file = match self.open.take() {
                 Some(file) => file,
                 None => OpenFile::create(&self.folder, self.name())?,
