@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use xtask::kafka::Broker;
 
-use crate::setup::environment;
+use xtask::python::environment;
 use crate::{cargo, cargo_command, quality, root, run as run_command, setup};
 
 #[derive(Debug, Subcommand)]

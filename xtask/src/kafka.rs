@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{remove, root};
+use crate::{checked, remove, root};
 
 /// How long a broker may take to accept connections.
 const START: Duration = Duration::from_secs(90);
@@ -311,12 +311,4 @@ fn answers(bootstrap: &str, mut check: impl FnMut() -> Result<()>) -> Result<()>
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
-}
-
-fn checked(command: &mut Command) -> Result<Output> {
-    let output = command.output().with_context(|| format!("could not start {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(output)
 }

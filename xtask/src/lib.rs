@@ -1,10 +1,12 @@
 //! What the tasks of this repository share with its tests.
 
 pub mod kafka;
+pub mod python;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// The root of the repository.
 #[must_use]
@@ -23,4 +25,12 @@ pub fn remove(folder: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn checked(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("could not start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output)
 }

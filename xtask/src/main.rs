@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use xtask::kafka::Broker;
+use xtask::python::environment;
 use xtask::root;
 
 /// Tasks of this repository.
@@ -82,7 +83,7 @@ fn kafka(command: &[String]) -> Result<()> {
 fn test() -> Result<()> {
     setup::fetch()?;
     // for the test that runs exported models in other programs
-    let python = setup::environment("exported", &root().join("tests").join("exported").join("requirements.txt"))?;
+    let python = environment("exported", &root().join("tests").join("exported").join("requirements.txt"))?;
     run(cargo_command().args(["test", "--workspace", "--all-targets"]).env("AEFUSION_PYTHON", python))?;
     cargo(["test", "--workspace", "--doc"])
 }

@@ -90,21 +90,6 @@ fn download(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
     files.find(is_wheel).context("pip left no wheel behind")
 }
 
-/// The Python of a virtual environment of that name, with the packages of a file.
-pub(crate) fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
-    let folder = root().join("target").join(name).join("venv");
-    let (python, stamp) = (folder.join("bin").join("python"), folder.join("requirements.txt"));
-    let wanted = std::fs::read_to_string(requirements)?;
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
-    }
-    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
-    run(Command::new(&python).args(pip).arg(requirements))?;
-    std::fs::write(&stamp, wanted)?;
-    Ok(python)
-}
-
 fn say(text: &str) -> Result<()> {
     Ok(writeln!(std::io::stderr(), "{text}")?)
 }

@@ -1,0 +1,26 @@
+//! Virtual environments of Python.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{checked, root};
+
+/// The Python of a virtual environment of that name, with the packages of a file.
+///
+/// # Errors
+/// If there is no Python, or a package cannot be had.
+pub fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
+    let folder = root().join("target").join(name).join("venv");
+    let (python, stamp) = (folder.join("bin").join("python"), folder.join("requirements.txt"));
+    let wanted = std::fs::read_to_string(requirements)?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    checked(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    checked(Command::new(&python).args(pip).arg(requirements))?;
+    std::fs::write(&stamp, wanted)?;
+    Ok(python)
+}
