@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("poison_goes_to_dead_letters", poison_goes_to_dead_letters),
     ("disk_is_full", disk_is_full),
     ("folder_holds_what_no_manifest_names", left_overs),
+    ("manifests_of_years", many_manifests),
     ("model_published_meanwhile", model_published_meanwhile),
     ("memory_is_bounded", memory_is_bounded),
 ];
@@ -310,6 +311,55 @@ fn left_overs(broker: &Broker) {
     expected.extend(others.map(str::to_owned));
     expected.sort();
     assert_eq!(files(&place.path("out")), expected);
+}
+
+/// Manifests as they are documented, of two instances: those of the last ten thousand, and a few before, are all that a start
+/// looks at, and it removes what the last run of its instance had left.
+fn many_manifests(broker: &Broker) {
+    let from = topic(broker, "numbers", 1);
+    let place = Place::new();
+    produce(broker, &from, (0..100).map(number));
+    let name = |run: usize, number: usize| format!("pipeline-files.main.{run}.{number:010}.json");
+    let manifest = |number: usize| {
+        let (run, last) = if number < 6 { (1, number) } else { (2, number.min(10_001)) };
+        let mut instances = serde_json::json!({ "main": { "run": run.to_string(), "last": last } });
+        if number > 10_001 {
+            instances["other"] = serde_json::json!({ "run": "3", "last": number });
+        }
+        let file = if number > 10_001 { format!("theirs.{number}.json") } else { name(run, number) };
+        let files = serde_json::json!([{ "name": file, "rows": 1, "bytes": 9 }]);
+        serde_json::json!({
+            "number": number, "pipeline": "pipeline-files", "instances": instances, "files": files,
+            "offsets": { "0": 50 }
+        })
+    };
+    let folder = place.path("out/_aefusion/pipeline-files");
+    let path = |number: usize| {
+        let digits = format!("{number:020}");
+        folder.join(&digits[..16]).join(format!("{digits}.manifest"))
+    };
+    for number in 1..=20_003 {
+        std::fs::create_dir_all(path(number).parent().unwrap()).unwrap();
+        std::fs::write(path(number), manifest(number).to_string()).unwrap();
+    }
+    let counted = [name(1, 4), name(1, 5), name(2, 10_000), name(2, 10_001)];
+    let left_over = name(2, 10_002);
+    for name in counted.iter().chain([&left_over]) {
+        std::fs::write(place.path("out").join(name), "{\"id\":-1}\n").unwrap();
+    }
+    // in the way of whoever reads them all
+    std::fs::write(path(7), "no manifest").unwrap();
+    let sql = tables(broker, &from, &from, "")
+        + "CREATE EXTERNAL TABLE files (id BIGINT) STORED AS JSON LOCATION 'out/';
+           INSERT INTO files SELECT id FROM numbers;";
+    place.run_to_end(&sql);
+    let files = files(&place.path("out"));
+    assert!(counted.iter().all(|name| files.contains(name)), "{files:?}");
+    assert!(!files.contains(&left_over), "{files:?}");
+    assert!(path(20_005).exists());
+    let read = place.sql("SELECT id FROM 'out/' WHERE id >= 0 ORDER BY id").unwrap();
+    let expected: Vec<String> = (50..100).map(|id| id.to_string()).collect();
+    assert_eq!(read.lines().collect::<Vec<_>>(), expected);
 }
 
 /// A new version is taken up between two micro-batches, if that is asked for.

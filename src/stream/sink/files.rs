@@ -1,6 +1,7 @@
 //! Rows to files of a folder, which count once a manifest names them.
 
 use std::collections::BTreeMap;
+use std::ops::Not;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,6 +19,7 @@ use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::parquet::arrow::AsyncArrowWriter;
 use datafusion::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
+use futures::{StreamExt, TryStreamExt};
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -33,6 +35,9 @@ use crate::stream::failure::Failure;
 use crate::stream::kafka::{Connection, Consumer, Span, offsets};
 use crate::stream::settings::Settings;
 use crate::stream::stats::Stats;
+
+/// Manifests that are read at the same time.
+const AT_ONCE: usize = 32;
 
 /// A folder of files of one format.
 #[derive(Debug, Clone)]
@@ -148,7 +153,7 @@ impl FileSink {
         let run = Run { instance: instance.to_owned(), id: format!("{now:x}") };
         // only then nobody else writes the files that are removed
         let last = chain.enter(&run).await?;
-        remove_uncommitted(&folder, &chain, &format!("{pipeline}.{instance}.")).await?;
+        remove_uncommitted(&folder, &chain, &last, (pipeline, instance)).await?;
         Ok(Self {
             last,
             run,
@@ -197,9 +202,10 @@ impl FileSink {
         }
         let spans = std::mem::take(&mut self.spans);
         let committed = self.chain.commit(&self.last, &self.run, &files, &spans).await;
-        if committed.is_err() {
+        if matches!(committed, Err(Failure::Final(_))) {
+            // Another run is in the place of this one, and has looked for what it had left. After all else the next start
+            // looks: whether a store that failed has written the manifest is known only then.
             for file in files {
-                // what stays is removed at the next start
                 drop(self.folder.store.delete(&self.folder.path.clone().join(file.name)).await);
             }
         }
@@ -214,21 +220,43 @@ impl FileSink {
     }
 }
 
-/// A start removes what an earlier run had not committed: files of this instance that no manifest names.
-async fn remove_uncommitted(folder: &Folder, chain: &Chain, prefix: &str) -> Result<()> {
+/// A start removes what earlier runs of an instance had not committed: files that no manifest names.
+///
+/// A run begins a file when the one before it is committed, so that of each run only the last one can be such a file.
+async fn remove_uncommitted(
+    folder: &Folder,
+    chain: &Chain,
+    last: &Manifest,
+    (pipeline, instance): (&str, &str),
+) -> Result<()> {
+    let prefix = format!("{pipeline}.{instance}.");
     let listed = folder.store.list_with_delimiter(Some(&folder.path)).await.map_err(object_store_error)?;
-    let own = |path: &Path| path.filename().is_some_and(|name| name.starts_with(prefix));
-    let found: Vec<Path> = listed.objects.into_iter().map(|found| found.location).filter(own).collect();
-    let counted = if found.is_empty() { Default::default() } else { chain.files().await? };
-    let left_over = found.into_iter().filter(|path| path.filename().is_none_or(|name| !counted.contains(name)));
-    for path in left_over {
+    let mut last_files = BTreeMap::new();
+    for path in listed.objects.into_iter().map(|found| found.location) {
+        if let Some((id, number)) = path.filename().and_then(|name| run_and_number(name.strip_prefix(&prefix)?)) {
+            let file = last_files.entry(id).or_insert_with(|| (number, path.clone()));
+            *file = (number, path).max(file.clone());
+        }
+    }
+    let left_over = futures::stream::iter(last_files).map(|(id, (number, path))| async move {
+        let run = Run { instance: instance.to_owned(), id };
+        Ok(chain.has_committed(last, &run, number).await?.not().then_some(path))
+    });
+    let left_over: Result<Vec<Option<Path>>> = left_over.buffer_unordered(AT_ONCE).try_collect().await;
+    for path in left_over?.into_iter().flatten() {
         tracing::info!(%path, "removing a file that was not committed");
         folder.store.delete(&path).await.map_err(object_store_error)?;
     }
     match &folder.local {
-        Some(local) => remove_unfinished(local, prefix),
+        Some(local) => remove_unfinished(local, &prefix),
         None => Ok(()),
     }
+}
+
+/// What the name of a file says after pipeline and instance, see [`FileSink::name`].
+fn run_and_number(name: &str) -> Option<(String, u64)> {
+    let mut parts = name.split('.');
+    Some((parts.next()?.to_owned(), parts.next()?.parse().ok()?))
 }
 
 /// A local store writes `file#1` and renames it to `file` when it is whole, and does not list what was never renamed.

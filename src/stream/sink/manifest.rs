@@ -5,11 +5,10 @@
 //! has them, and is refused if it has them elsewhere. So each record is in one file that counts, whatever the number of
 //! instances that write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datafusion::error::{DataFusionError, Result};
-use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
@@ -20,8 +19,9 @@ use crate::stream::kafka::{Span, StartOffsets};
 /// The folder of manifests; no program reads what stands in a folder that begins with an underscore as rows.
 const FOLDER: &str = "_aefusion";
 const EXTENSION: &str = ".manifest";
-/// Manifests that are read at the same time.
-const AT_ONCE: usize = 32;
+/// Digits of a manifest's number that name it in its sub-folder, and those before, which name the sub-folder.
+const DIGITS: usize = 4;
+const DIGITS_OF_FOLDER: usize = 16;
 
 /// What a file is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub(crate) struct Manifest {
     pub(crate) number: u64,
     pub(crate) pipeline: String,
     /// By instance: the run that may commit.
-    pub(crate) instances: BTreeMap<String, String>,
+    pub(crate) instances: BTreeMap<String, Holder>,
     /// The files that count from now on, beside those of the manifests before.
     pub(crate) files: Vec<FileEntry>,
     /// By partition: the first offset that is in no file.
@@ -46,14 +46,30 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// The next one, of no files.
-    fn next(&self) -> Self {
-        Self { number: self.number + 1, files: Vec::new(), ..self.clone() }
+    /// The next one, of no files, written by a run.
+    fn next(&self, run: &Run) -> Self {
+        let number = self.number + 1;
+        let mut instances = self.instances.clone();
+        instances.insert(run.instance.clone(), Holder { run: run.id.clone(), last: number });
+        Self { number, instances, files: Vec::new(), ..self.clone() }
+    }
+
+    /// The number of the last manifest that a run wrote, as long as no other run has taken its place.
+    fn last_of(&self, run: &Run) -> Option<u64> {
+        self.instances.get(&run.instance).filter(|holder| holder.run == run.id).map(|holder| holder.last)
     }
 }
 
+/// Who may commit for an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holder {
+    pub(crate) run: String,
+    /// The number of the last manifest that it wrote.
+    pub(crate) last: u64,
+}
+
 /// A run of an instance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Run {
     pub(crate) instance: String,
     /// No two runs have the same.
@@ -75,15 +91,24 @@ impl Chain {
     }
 
     fn path(&self, number: u64) -> Path {
-        self.folder.clone().join(format!("{number:020}{EXTENSION}"))
+        let digits = format!("{number:0width$}", width = DIGITS_OF_FOLDER + DIGITS);
+        self.folder.clone().join(&digits[..DIGITS_OF_FOLDER]).join(format!("{digits}{EXTENSION}"))
     }
 
-    /// The numbers that there are.
-    async fn numbers(&self) -> Result<BTreeSet<u64>> {
+    /// The number of the last one that there is: whatever their number, few names are listed.
+    async fn last_number(&self) -> Result<Option<u64>> {
+        let listed = self.store.list_with_delimiter(Some(&self.folder)).await.map_err(object_store_error)?;
+        let mut folders = listed.common_prefixes;
+        folders.sort();
         let number = |path: &Path| path.filename()?.strip_suffix(EXTENSION)?.parse::<u64>().ok();
-        let listed = self.store.list(Some(&self.folder));
-        let numbers = listed.try_filter_map(|found| std::future::ready(Ok(number(&found.location))));
-        numbers.try_collect().await.map_err(object_store_error)
+        // the last one is empty if a run ended before its first manifest was there
+        for folder in folders.into_iter().rev() {
+            let listed = self.store.list_with_delimiter(Some(&folder)).await.map_err(object_store_error)?;
+            if let Some(last) = listed.objects.iter().filter_map(|found| number(&found.location)).max() {
+                return Ok(Some(last));
+            }
+        }
+        Ok(None)
     }
 
     async fn read(&self, number: u64) -> Result<Manifest> {
@@ -99,24 +124,34 @@ impl Chain {
     /// # Errors
     /// If the store fails, or a manifest is damaged.
     pub(crate) async fn last(&self) -> Result<Manifest> {
-        match self.numbers().await?.last() {
-            Some(number) => self.read(*number).await,
+        match self.last_number().await? {
+            Some(number) => self.read(number).await,
             None => Ok(Manifest { pipeline: self.pipeline.clone(), ..Manifest::default() }),
         }
     }
 
-    /// The names of all files that count.
+    /// Whether a manifest names the file that a run began when `number` was to be its next one.
+    ///
+    /// It is named by the run's next manifest, if there is one. That is found in few steps: first among the manifests right
+    /// after, as it is for all files but those that a run left when it ended, and then by halves.
     ///
     /// # Errors
     /// See [`Chain::last`].
-    pub(crate) async fn files(&self) -> Result<BTreeSet<String>> {
-        let manifests = futures::stream::iter(self.numbers().await?);
-        let manifests = manifests.map(|number| self.read(number)).buffer_unordered(AT_ONCE);
-        let names = |manifest: Manifest| {
-            let names = manifest.files.into_iter().map(|file| Ok::<_, DataFusionError>(file.name));
-            futures::stream::iter(names.collect::<Vec<_>>())
-        };
-        manifests.map_ok(names).try_flatten().try_collect().await
+    pub(crate) async fn has_committed(&self, last: &Manifest, run: &Run, number: u64) -> Result<bool> {
+        // the run may commit at `low`, and has not; at `high` another run is in its place, or there is no manifest
+        let (mut low, mut high, mut step) = (number.saturating_sub(1), last.number + 1, 1);
+        while high - low > 1 {
+            let at = if step < high - low { low + step } else { low + (high - low) / 2 };
+            match self.read(at).await?.last_of(run) {
+                Some(committed) if committed >= number => return Ok(true),
+                Some(_) => {
+                    low = at;
+                    step *= 2;
+                }
+                None => high = at,
+            }
+        }
+        Ok(false)
     }
 
     /// Takes the place of an earlier run of an instance, which can commit nothing from then on.
@@ -124,12 +159,7 @@ impl Chain {
     /// # Errors
     /// See [`Chain::last`].
     pub(crate) async fn enter(&self, run: &Run) -> Result<Manifest, Failure> {
-        let enter = |last: &Manifest| {
-            let mut instances = last.instances.clone();
-            instances.insert(run.instance.clone(), run.id.clone());
-            Ok(Manifest { instances, ..last.next() })
-        };
-        self.append(self.last().await?, enter).await
+        self.append(self.last().await?, |last| Ok(last.next(run))).await
     }
 
     /// Makes files count, and moves partitions on; tells the manifest that says so.
@@ -145,7 +175,7 @@ impl Chain {
         spans: &BTreeMap<i32, Span>,
     ) -> Result<Manifest, Failure> {
         let commit = |last: &Manifest| {
-            if last.instances.get(&run.instance) != Some(&run.id) {
+            if last.last_of(run).is_none() {
                 return Err(Failure::last(format!("committing files: {TAKEN}")));
             }
             let at = |partition: &i32| last.offsets.get(partition).copied();
@@ -158,7 +188,7 @@ impl Chain {
             }
             let mut offsets = last.offsets.clone();
             offsets.extend(spans.iter().map(|(partition, span)| (*partition, span.to)));
-            Ok(Manifest { files: files.to_vec(), offsets, ..last.next() })
+            Ok(Manifest { files: files.to_vec(), offsets, ..last.next(run) })
         };
         self.append(last.clone(), commit).await
     }
@@ -175,7 +205,11 @@ impl Chain {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
             match self.store.put_opts(&self.path(next.number), text.into(), options).await {
                 Ok(_) => return Ok(next),
-                Err(object_store::Error::AlreadyExists { .. }) => last = self.read(next.number).await?,
+                Err(object_store::Error::AlreadyExists { .. }) => match self.read(next.number).await? {
+                    // it was written, and the answer was lost on its way
+                    written if written == next => return Ok(next),
+                    other => last = other,
+                },
                 Err(error) => return Err(object_store_error(error).into()),
             }
         }
