@@ -6,27 +6,30 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use xtask::kafka::Broker;
 
-use crate::harness::{Place, assert_each_once, consume, ids, number, produce, topic};
+use crate::harness::{Bucket, Place, assert_each_once, consume, ids, number, produce, topic};
 
-pub(crate) const TESTS: &[(&str, crate::Test)] = &[("killed_to_topic", to_topic), ("killed_to_parquet", to_parquet)];
+pub(crate) const TESTS: &[(&str, crate::Test)] =
+    &[("killed_to_topic", to_topic), ("killed_to_parquet", to_parquet), ("killed_to_bucket", to_bucket)];
 
 struct Size {
     records: usize,
     kills: usize,
     batch_rows: usize,
+    /// Whether another instance runs meanwhile, and is not killed.
+    with_another: bool,
 }
 
 fn size() -> Size {
     match std::env::var_os("AEFUSION_SOAK") {
-        None => Size { records: 100_000, kills: 5, batch_rows: 500 },
-        Some(_) => Size { records: 1_000_000, kills: 20, batch_rows: 2_000 },
+        None => Size { records: 100_000, kills: 5, batch_rows: 500, with_another: false },
+        Some(_) => Size { records: 1_000_000, kills: 20, batch_rows: 2_000, with_another: false },
     }
 }
 
 /// Runs a pipeline over records that are written meanwhile, kills it at random moments of its work, and runs it to the end.
-fn run_and_kill(broker: &Broker, topic: &str, sql: &str, seed: u64) -> Place {
-    let Size { records, kills, .. } = size();
-    let place = Place::new();
+fn run_and_kill(broker: &Broker, place: &Place, topic: &str, sql: &str, size: Size, seed: u64) {
+    let Size { records, kills, with_another, .. } = size;
+    let another = with_another.then(|| place.run(sql, &["--instance", "another"]));
     let mut random = Pcg64::seed_from_u64(seed);
     let part = |i: usize| (i * records / (kills + 1)..(i + 1) * records / (kills + 1)).map(number);
     for i in 0..kills {
@@ -37,9 +40,13 @@ fn run_and_kill(broker: &Broker, topic: &str, sql: &str, seed: u64) -> Place {
         assert!(pipeline.is_running(), "{}", pipeline.log());
         pipeline.kill();
     }
+    if let Some(another) = another {
+        another.signal("-TERM");
+        let (status, log) = another.wait();
+        assert!(status.success(), "{log}");
+    }
     produce(broker, topic, part(kills));
     place.run_to_end(sql);
-    place
 }
 
 fn source(broker: &Broker, topic: &str) -> String {
@@ -61,7 +68,7 @@ fn to_topic(broker: &Broker) {
         source(broker, &from),
         broker.bootstrap()
     );
-    run_and_kill(broker, &from, &sql, 1);
+    run_and_kill(broker, &Place::new(), &from, &sql, size(), 1);
     let read = consume(broker, &to);
     assert_each_once(&ids(&read), records);
     // what a query made of a number is its own
@@ -70,17 +77,30 @@ fn to_topic(broker: &Broker) {
 }
 
 fn to_parquet(broker: &Broker) {
-    let Size { records, batch_rows, .. } = size();
-    let from = topic(broker, "numbers", 4);
+    to_files(broker, &Place::new(), "out/", size());
+}
+
+/// Another instance writes to the same bucket meanwhile.
+fn to_bucket(broker: &Broker) {
+    let bucket = Bucket::new();
+    let place = Place { environment: bucket.environment(), ..Place::new() };
+    let Size { records, kills, .. } = size();
+    let size = Size { records: records / 5, kills, batch_rows: 500, with_another: true };
+    to_files(broker, &place, "s3://bucket/out/", size);
+}
+
+fn to_files(broker: &Broker, place: &Place, location: &str, size: Size) {
+    let (from, records) = (topic(broker, "numbers", 4), size.records);
     let sql = format!(
-        "{} CREATE EXTERNAL TABLE files (id BIGINT, twice DOUBLE) STORED AS PARQUET LOCATION 'out/';
-         SET stream.max_batch_rows = {batch_rows};
+        "{} CREATE EXTERNAL TABLE files (id BIGINT, twice DOUBLE) STORED AS PARQUET LOCATION '{location}';
+         SET stream.max_batch_rows = {};
          SET stream.file_ms = 200;
          INSERT INTO files SELECT id, a * 2 FROM numbers;",
-        source(broker, &from)
+        source(broker, &from),
+        size.batch_rows
     );
-    let place = run_and_kill(broker, &from, &sql, 2);
-    let read = place.sql("SELECT id FROM 'out/'").unwrap();
+    run_and_kill(broker, place, &from, &sql, size, 2);
+    let read = place.sql(&format!("SELECT id FROM '{location}'")).unwrap();
     let ids: Vec<usize> = read.lines().map(|line| line.parse().unwrap()).collect();
     assert_each_once(&ids, records);
 }

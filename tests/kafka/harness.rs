@@ -1,7 +1,7 @@
 //! Topics, and programs that run pipelines over them.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -152,11 +152,13 @@ pub(crate) fn assert_each_once(ids: &[usize], n: usize) {
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) folder: tempfile::TempDir,
+    /// Of the program.
+    pub(crate) environment: BTreeMap<&'static str, String>,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
+        let place = Self { folder: tempfile::tempdir().unwrap(), environment: BTreeMap::new() };
         std::fs::create_dir(place.path("out")).unwrap();
         place
     }
@@ -168,7 +170,7 @@ impl Place {
     pub(crate) fn program(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
         command.env("AEFUSION_MODELS", self.path("models")).current_dir(self.folder.path()).stdin(Stdio::null());
-        command.env_remove("RUST_LOG");
+        command.env_remove("RUST_LOG").envs(&self.environment);
         command
     }
 
@@ -203,6 +205,45 @@ impl Place {
         let (status, log) = self.run(sql, &["--until-end"]).wait();
         assert!(status.success(), "{log}");
         log
+    }
+}
+
+/// An object store that speaks S3, with an empty bucket, which ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    process: Child,
+    address: String,
+}
+
+impl Bucket {
+    pub(crate) fn new() -> Self {
+        let scripts = xtask::root().join("tests").join("kafka");
+        let python = xtask::python::environment("s3", &scripts.join("requirements.txt")).unwrap();
+        let mut command = Command::new(python);
+        command.arg(scripts.join("s3.py")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let mut address = String::new();
+        std::io::BufReader::new(process.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        Self { process, address: address.trim().to_owned() }
+    }
+
+    /// What the program needs to know of it.
+    pub(crate) fn environment(&self) -> BTreeMap<&'static str, String> {
+        let settings = [
+            ("AWS_ENDPOINT", self.address.as_str()),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+        ];
+        settings.map(|(name, value)| (name, value.to_owned())).into()
+    }
+}
+
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
     }
 }
 
