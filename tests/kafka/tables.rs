@@ -213,7 +213,9 @@ fn unknown_topic(broker: &Broker) {
     let read = place.sql(&(table(broker, "nowhere", "id BIGINT", "") + "SELECT * FROM t")).unwrap_err();
     assert_eq!(
         read,
-        format!("execution error: {b} has no topic 'nowhere'; create it, or give the table the option partitions\n")
+        format!(
+            "execution error: {b} has no topic 'nowhere'; create it, or give the table the option partitions for a pipeline to create it\n"
+        )
     );
     let sql = format!(
         "{} CREATE EXTERNAL TABLE files (id BIGINT) STORED AS PARQUET LOCATION 'out/'; INSERT INTO files SELECT id FROM t;",
@@ -223,7 +225,7 @@ fn unknown_topic(broker: &Broker) {
     assert_eq!(status.code(), Some(1));
     assert!(
         log.contains(&format!(
-            "pipeline 'pipeline-files': {b} has no topic 'nowhere'; create it, or give the table the option partitions"
+            "pipeline 'pipeline-files': {b} has no topic 'nowhere'; create it, or give the table the option partitions for a pipeline to create it"
         )),
         "{log}"
     );

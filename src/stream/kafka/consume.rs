@@ -27,6 +27,8 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 const RECORDS_A_LOOK: usize = 1024;
 /// How long a poll waits when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(50);
+/// How long it may take until all brokers know a topic that was just made.
+const SPREADING: Duration = Duration::from_secs(3);
 /// How long brokers may take to tell what they have.
 pub(crate) const METADATA: Duration = Duration::from_secs(10);
 
@@ -426,17 +428,31 @@ pub(crate) fn topic_exists<C: ClientContext>(
     connection: &Connection,
 ) -> Result<Vec<i32>, Failure> {
     let topic = &connection.topic;
-    let metadata = client
-        .fetch_metadata(Some(topic), METADATA)
-        .map_err(|e| Failure::passing(format!("no answer from {}: {}", connection.brokers, cause(&e))))?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic);
-    let error = found.and_then(|found| found.error());
-    if found.is_none() || error == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
+    let begun = Instant::now();
+    let (partitions, error) = loop {
+        let metadata = client
+            .fetch_metadata(Some(topic), METADATA)
+            .map_err(|e| Failure::passing(format!("no answer from {}: {}", connection.brokers, cause(&e))))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let error = match found {
+            Some(found) => found.error(),
+            None => Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART),
+        };
+        let is_missing = error == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
+        if !is_missing || begun.elapsed() > SPREADING {
+            let partitions = found.map(|found| found.partitions().iter().map(|p| p.id()).collect::<Vec<i32>>());
+            break (partitions.unwrap_or_default(), error);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    if error == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
         let missing = format!("{} has no topic '{topic}'", connection.brokers);
         return Err(match connection.is_made() {
             // it was just made, and not every broker has heard of it
             true => Failure::passing(missing),
-            false => Failure::last(format!("{missing}; create it, or give the table the option partitions")),
+            false => Failure::last(format!(
+                "{missing}; create it, or give the table the option partitions for a pipeline to create it"
+            )),
         });
     }
     match error {
@@ -444,6 +460,6 @@ pub(crate) fn topic_exists<C: ClientContext>(
             Err(Failure::last(format!("{} does not allow this user to use the topic '{topic}'", connection.brokers)))
         }
         Some(error) => Err(Failure::passing(format!("topic '{topic}': {}", RDKafkaErrorCode::from(error)))),
-        None => Ok(found.map(|f| f.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default()),
+        None => Ok(partitions),
     }
 }
