@@ -16,8 +16,9 @@ use super::consume::METADATA;
 use crate::stream::failure::Failure;
 
 /// Settings of librdkafka that a pipeline makes itself.
-const OWN: [&str; 12] = [
+const OWN: [&str; 13] = [
     "bootstrap.servers",
+    "delivery.report.only.error",
     "enable.auto.commit",
     "enable.auto.offset.store",
     "enable.idempotence",

@@ -27,6 +27,9 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 const RECORDS_A_LOOK: usize = 1024;
 /// How long a poll waits when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(50);
+/// Bytes that a fetch waits for, and the part of a micro-batch's time that it waits for them.
+const FETCH_BYTES: &str = "262144";
+const FETCH_WAIT: u32 = 4;
 /// How long it may take until all brokers know a topic that was just made.
 const SPREADING: Duration = Duration::from_secs(3);
 /// How long brokers may take to tell what they have.
@@ -229,8 +232,10 @@ impl Reader {
         connection.default(&mut config, "session.timeout.ms", "10000");
         // what is read ahead of a pipeline that cannot keep up
         connection.default(&mut config, "queued.max.messages.kbytes", "16384");
-        // how soon the end of a partition is noticed
-        connection.default(&mut config, "fetch.wait.max.ms", "100");
+        // a fetch of every few records would take more of the brokers' time and of this program's than the records
+        connection.default(&mut config, "fetch.min.bytes", FETCH_BYTES);
+        let wait = (what.max_age / FETCH_WAIT).as_millis().clamp(1, 100).to_string();
+        connection.default(&mut config, "fetch.wait.max.ms", &wait);
         // how long a fetch waits once that much was read ahead; librdkafka's second is one in which nothing comes
         connection.default(&mut config, "fetch.queue.backoff.ms", "5");
         let group = Group {

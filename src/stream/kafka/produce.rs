@@ -1,7 +1,7 @@
 //! Writes records to topics, in transactions or without.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use datafusion::arrow::array::Array;
 use datafusion::error::DataFusionError;
@@ -114,6 +114,8 @@ impl Producer {
         let (values, keys) = (records.values(), records.keys());
         let (timestamps, partitions) = (records.timestamps(), records.partitions());
         let has_headers = records.headers().null_count() < records.len();
+        // librdkafka asks for the time of each record that has none
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|now| i64::try_from(now.as_millis()).ok());
         for i in 0..records.len() {
             let mut record = BaseRecord::<[u8], [u8]>::to(topic);
             if values.is_valid(i) {
@@ -122,9 +124,7 @@ impl Producer {
             if keys.is_valid(i) {
                 record = record.key(keys.value(i));
             }
-            if timestamps.is_valid(i) {
-                record = record.timestamp(timestamps.value(i));
-            }
+            record.timestamp = if timestamps.is_valid(i) { Some(timestamps.value(i)) } else { now };
             if partitions.is_valid(i) {
                 record = record.partition(partitions.value(i));
             }
@@ -257,6 +257,8 @@ impl Producer {
 
 fn config(connection: &Connection) -> ClientConfig {
     let mut config = connection.client();
+    // a report of each record that was written costs as much as to write it
+    config.set("delivery.report.only.error", "true");
     // keys go to the partitions that Kafka's own clients choose
     connection.default(&mut config, "partitioner", "murmur2_random");
     connection.default(&mut config, "queue.buffering.max.messages", "200000");
