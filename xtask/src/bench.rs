@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use xtask::kafka::Broker;
-
 use xtask::python::environment;
+
 use crate::{cargo, cargo_command, quality, root, run as run_command, setup};
 
 #[derive(Debug, Subcommand)]
@@ -37,6 +37,10 @@ pub(crate) enum Bench {
         /// Runs of each
         #[arg(long, default_value_t = 3)]
         rounds: usize,
+
+        /// Only the latency of the pipeline, at so many records a second
+        #[arg(long)]
+        rate: Option<u32>,
     },
     /// What trained models come to on real data, beside what others come to
     Quality {
@@ -69,7 +73,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Peers(rows) => beside_python("compare.py", rows),
         Bench::Limit(rows) => beside_python("limit.py", rows),
         Bench::Train { rounds } => train(*rounds),
-        Bench::Stream { records, rounds } => stream(*records, *rounds),
+        Bench::Stream { records, rounds, rate } => stream(*records, *rounds, *rate),
         Bench::Quality { filter, program } => quality::run(program.clone(), filter.as_deref()),
     }
 }
@@ -83,7 +87,7 @@ fn beside_python(script: &str, rows: &Rows) -> Result<()> {
 }
 
 /// Runs the package `benches/stream` with a broker and with what the other contender needs.
-fn stream(records: usize, rounds: usize) -> Result<()> {
+fn stream(records: usize, rounds: usize, rate: Option<u32>) -> Result<()> {
     let python = environment("stream", &root().join("benches").join("stream").join("requirements.txt"))?;
     let broker = Broker::start()?;
     cargo(["build", "--release", "--bin", "aefusion"])?;
@@ -97,7 +101,8 @@ fn stream(records: usize, rounds: usize) -> Result<()> {
             .env("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap())
             .env("AEFUSION_PYTHON", python)
             .env("RECORDS", records.to_string())
-            .env("ROUNDS", rounds.to_string()),
+            .env("ROUNDS", rounds.to_string())
+            .envs(rate.map(|rate| ("RATE", rate.to_string()))),
     )
 }
 

@@ -226,7 +226,10 @@ impl Java {
         let mut command = Command::new("java");
         let logging = root().join("xtask").join("kafka").join("log4j2.properties");
         command.arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
-        command.args(["-Xms256m", "-Xmx1g", "-XX:+ExitOnOutOfMemoryError", "-cp"]);
+        command.args(["-Xms256m", "-Xmx1g", "-XX:+ExitOnOutOfMemoryError"]);
+        // as Kafka's own scripts start it
+        command.args(["-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"]);
+        command.args(["-XX:+ExplicitGCInvokesConcurrent", "-cp"]);
         command.arg(self.libraries.join("*")).arg(class).current_dir(&self.folder);
         command
     }
