@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use xtask::kafka::Broker;
@@ -92,7 +92,6 @@ fn with_broker<'a>(command: &'a mut Command, broker: &Broker) -> &'a mut Command
 struct Pipeline {
     process: Child,
     page: String,
-    log: BufReader<ChildStderr>,
 }
 
 impl Pipeline {
@@ -100,25 +99,25 @@ impl Pipeline {
         let mut command = Command::new(root().join("target").join("debug").join("aefusion"));
         command.args(["run", "examples/pipeline.sql", "--http", "127.0.0.1:0", "--models"]).arg(models);
         let mut process = with_broker(&mut command, broker).stderr(Stdio::piped()).spawn()?;
-        let log = BufReader::new(process.stderr.take().context("the pipeline has no log")?);
-        let mut pipeline = Self { process, page: String::new(), log };
+        let mut log = BufReader::new(process.stderr.take().context("the pipeline has no log")?);
+        let mut pipeline = Self { process, page: String::new() };
         let mut said = String::new();
         while !said.contains("partitions assigned") {
             let mut line = String::new();
-            if pipeline.log.read_line(&mut line)? == 0 {
+            if log.read_line(&mut line)? == 0 {
                 bail!("the pipeline ended: {said}");
             }
             let address = line.split("page at ").nth(1).and_then(|rest| rest.split(',').next());
             pipeline.page = address.map_or(std::mem::take(&mut pipeline.page), str::to_owned);
             said.push_str(&line);
         }
+        // read to its end, so that the pipeline can write it
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Ok(pipeline)
     }
 
     fn stop(&mut self) -> Result<()> {
         run(Command::new("kill").arg(self.process.id().to_string()))?;
-        // read to its end, so that the pipeline can write it
-        std::io::copy(&mut self.log, &mut std::io::sink())?;
         let status = self.process.wait()?;
         if !status.success() {
             bail!("the pipeline ended with {status}");

@@ -19,8 +19,9 @@ const STOP: Duration = Duration::from_secs(30);
 /// User and password of the listener with SASL.
 pub const USER: (&str, &str) = ("pump", "correct-horse");
 
-const MISSING: &str = "no Kafka broker can be had: set KAFKA_BOOTSTRAP_SERVERS to one that runs, or start a Docker engine, or \
-                       install Java 17 and Maven (on Debian: apt-get install openjdk-17-jre-headless maven)";
+const MISSING: &str = "no Kafka broker can be started: install Java 17 and Maven (on Debian: apt-get install \
+                       openjdk-17-jre-headless maven); where none is to be stopped or needs SASL, a Docker engine will do, or \
+                       KAFKA_BOOTSTRAP_SERVERS, the address of one that runs";
 
 /// A broker, which ends when this is dropped if it was started here.
 #[derive(Debug)]
