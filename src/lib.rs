@@ -6,6 +6,8 @@ mod narrow;
 pub mod session;
 #[cfg(feature = "kafka")]
 pub mod stream;
+mod temporary;
 pub mod train;
 
 pub use message::message;
+use temporary::temporary_file;

@@ -136,7 +136,7 @@ impl RecordsBuilder {
         self.offsets.len()
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of keys, values and headers.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -153,6 +153,7 @@ impl RecordsBuilder {
             let headers = message.headers();
             let n = headers.map_or(0, Headers::count);
             for header in (0..n).filter_map(|i| headers.map(|headers| headers.get(i))) {
+                self.bytes += header.key.len() + header.value.map_or(0, <[u8]>::len);
                 push_header(&mut self.headers, header.key, header.value);
             }
             self.headers.append(true);

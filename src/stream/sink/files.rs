@@ -17,7 +17,7 @@ use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::ListingTable;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
-use datafusion::parquet::arrow::AsyncArrowWriter;
+use datafusion::parquet::arrow::{ArrowWriter, AsyncArrowWriter};
 use datafusion::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 use futures::{StreamExt, TryStreamExt};
 use object_store::buffered::BufWriter;
@@ -27,11 +27,11 @@ use rdkafka::consumer::{CommitMode, Consumer as _};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::runtime::Handle;
 
-use super::manifest::{Chain, FileEntry, Manifest, Run, object_store_error};
+use super::manifest::{Chain, FileEntry, Manifest, Run, object_store_error, sync};
 use super::topic::DeadLetters;
 use super::{Output, Scored, Sink};
 use crate::stream::columns::as_table;
-use crate::stream::failure::Failure;
+use crate::stream::failure::{Failure, TAKEN};
 use crate::stream::kafka::{Connection, Consumer, Span, offsets};
 use crate::stream::settings::Settings;
 use crate::stream::stats::Stats;
@@ -88,8 +88,23 @@ impl Folder {
     }
 
     /// The manifests of a pipeline in it.
-    pub(crate) fn chain(&self, pipeline: &str) -> Chain {
-        Chain::new(Arc::clone(&self.store), &self.path, pipeline)
+    pub(crate) fn chain(&self, pipeline: &str, topic: &str) -> Chain {
+        Chain::new(Arc::clone(&self.store), (&self.path, self.local.as_deref()), pipeline, topic)
+    }
+
+    /// That files can hold the columns.
+    ///
+    /// # Errors
+    /// If Parquet has no type for one.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.format {
+            FileFormat::Parquet(properties) => {
+                let properties = Some(properties.as_ref().clone());
+                drop(ArrowWriter::try_new(std::io::sink(), Arc::clone(&self.schema), properties)?);
+                Ok(())
+            }
+            FileFormat::Json(_) => Ok(()),
+        }
     }
 
     fn extension(&self) -> String {
@@ -126,7 +141,7 @@ pub(crate) struct FileSink {
     spans: BTreeMap<i32, Span>,
     since: Option<Instant>,
     /// Who is told where the pipeline is, for the tools that watch groups.
-    pub(crate) consumer: Option<Arc<Consumer>>,
+    consumer: Option<Arc<Consumer>>,
 }
 
 impl std::fmt::Debug for FileSink {
@@ -148,7 +163,7 @@ impl FileSink {
         dead_letters: Option<DeadLetters>,
         stats: &Arc<Stats>,
     ) -> Result<Self, Failure> {
-        let chain = folder.chain(pipeline);
+        let chain = folder.chain(pipeline, &source.topic);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let run = Run { instance: instance.to_owned(), id: format!("{now:x}") };
         // only then nobody else writes the files that are removed
@@ -193,7 +208,14 @@ impl FileSink {
 
     async fn finish(&mut self) -> Result<(), Failure> {
         let files = match self.open.take() {
-            Some(file) => vec![file.close(&self.folder).await?],
+            Some(file) => match file.close(&self.folder).await {
+                Ok(file) => vec![file],
+                // whoever takes the place of a run removes its open file
+                Err(_) if !self.chain.is_held_by(&self.run).await? => {
+                    return Err(Failure::last(format!("writing a file: {TAKEN}")));
+                }
+                Err(error) => return Err(error.into()),
+            },
             None => Vec::new(),
         };
         let rows = files.iter().map(|file| file.rows).sum();
@@ -274,7 +296,7 @@ fn remove_unfinished(folder: &std::path::Path, prefix: &str) -> Result<()> {
 impl Sink for FileSink {
     fn write(&mut self, scored: Scored) -> Result<(), Failure> {
         if let Some(letters) = &self.dead_letters {
-            letters.send_alone(&scored.dead)?;
+            letters.send(&scored.dead)?;
         }
         if let Output::Rows(rows) = &scored.output {
             let runtime = self.runtime.clone();
@@ -283,8 +305,8 @@ impl Sink for FileSink {
         for (partition, span) in &scored.spans {
             self.spans.entry(*partition).and_modify(|known| known.to = span.to).or_insert(*span);
         }
-        self.since.get_or_insert(scored.since);
-        self.stats.batch(scored.records_in, scored.since.elapsed());
+        self.since.get_or_insert(scored.counts.since);
+        self.stats.batch(&scored.counts);
         match self.open.as_ref().is_some_and(|file| file.rows >= self.max_rows) {
             true => self.commit(),
             false => Ok(()),
@@ -307,6 +329,10 @@ impl Sink for FileSink {
         self.open = None;
         self.spans.clear();
         self.since = None;
+    }
+
+    fn tell(&mut self, consumer: Arc<Consumer>) {
+        self.consumer = Some(consumer);
     }
 }
 
@@ -356,6 +382,11 @@ impl OpenFile {
         }
         let written = folder.store.head(&folder.path.clone().join(self.name.clone())).await;
         let bytes = written.map_err(object_store_error)?.size;
+        if let Some(local) = &folder.local {
+            // before a manifest names it
+            sync(&local.join(&self.name))?;
+            sync(local)?;
+        }
         Ok(FileEntry { name: self.name, rows: self.rows, bytes })
     }
 }

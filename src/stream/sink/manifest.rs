@@ -6,8 +6,11 @@
 //! instances that write.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use datafusion::common::exec_err;
 use datafusion::error::{DataFusionError, Result};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
@@ -15,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::stream::failure::{Failure, TAKEN};
 use crate::stream::kafka::{Span, StartOffsets};
+use crate::temporary_file;
 
 /// The folder of manifests; no program reads what stands in a folder that begins with an underscore as rows.
 const FOLDER: &str = "_aefusion";
@@ -37,6 +41,8 @@ pub(crate) struct FileEntry {
 pub(crate) struct Manifest {
     pub(crate) number: u64,
     pub(crate) pipeline: String,
+    /// The topic that the offsets are of.
+    pub(crate) topic: String,
     /// By instance: the run that may commit.
     pub(crate) instances: BTreeMap<String, Holder>,
     /// The files that count from now on, beside those of the manifests before.
@@ -81,18 +87,28 @@ pub(crate) struct Run {
 pub(crate) struct Chain {
     store: Arc<dyn ObjectStore>,
     folder: Path,
+    /// The same, if it is on this machine.
+    local: Option<PathBuf>,
     pipeline: String,
+    topic: String,
 }
 
 impl Chain {
-    pub(crate) fn new(store: Arc<dyn ObjectStore>, folder: &Path, pipeline: &str) -> Self {
+    /// Of a pipeline from a topic, in a folder.
+    pub(crate) fn new(
+        store: Arc<dyn ObjectStore>,
+        (folder, local): (&Path, Option<&std::path::Path>),
+        pipeline: &str,
+        topic: &str,
+    ) -> Self {
         let folder = folder.clone().join(FOLDER).join(pipeline);
-        Self { store, folder, pipeline: pipeline.to_owned() }
+        let local = local.map(|local| local.join(FOLDER).join(pipeline));
+        Self { store, folder, local, pipeline: pipeline.to_owned(), topic: topic.to_owned() }
     }
 
     fn path(&self, number: u64) -> Path {
-        let digits = format!("{number:0width$}", width = DIGITS_OF_FOLDER + DIGITS);
-        self.folder.clone().join(&digits[..DIGITS_OF_FOLDER]).join(format!("{digits}{EXTENSION}"))
+        let [folder, name] = place(number);
+        self.folder.clone().join(folder).join(name)
     }
 
     /// The number of the last one that there is: whatever their number, few names are listed.
@@ -111,38 +127,59 @@ impl Chain {
         Ok(None)
     }
 
-    async fn read(&self, number: u64) -> Result<Manifest> {
+    /// None if there is none.
+    async fn find(&self, number: u64) -> Result<Option<Manifest>> {
         let path = self.path(number);
-        let bytes =
-            self.store.get(&path).await.map_err(object_store_error)?.bytes().await.map_err(object_store_error)?;
-        serde_json::from_slice(&bytes)
-            .map_err(|e| DataFusionError::Execution(format!("the manifest {path} cannot be read: {e}")))
+        let found = match self.store.get(&path).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(object_store_error(error)),
+        };
+        let manifest = serde_json::from_slice(&found.bytes().await.map_err(object_store_error)?);
+        manifest.map(Some).map_err(|e| DataFusionError::Execution(format!("the manifest {path} cannot be read: {e}")))
     }
 
     /// The last one; that of a pipeline that has none says nothing, and has number 0.
     ///
     /// # Errors
-    /// If the store fails, or a manifest is damaged.
+    /// If the store fails; if a manifest is damaged, or of another topic.
     pub(crate) async fn last(&self) -> Result<Manifest> {
-        match self.last_number().await? {
-            Some(number) => self.read(number).await,
-            None => Ok(Manifest { pipeline: self.pipeline.clone(), ..Manifest::default() }),
+        let found = match self.last_number().await? {
+            Some(number) => self.find(number).await?,
+            None => None,
+        };
+        match found {
+            Some(other) if other.topic != self.topic => exec_err!(
+                "the pipeline '{}' has written to {} from the topic '{}', and is to go on from '{}': SET stream.name = '…' \
+                 makes it another pipeline, which begins anew",
+                self.pipeline,
+                self.folder,
+                other.topic,
+                self.topic
+            ),
+            Some(last) => Ok(last),
+            None => {
+                let (pipeline, topic) = (self.pipeline.clone(), self.topic.clone());
+                Ok(Manifest { pipeline, topic, ..Manifest::default() })
+            }
         }
     }
 
     /// Whether a manifest names the file that a run began when `number` was to be its next one.
     ///
     /// It is named by the run's next manifest, if there is one. That is found in few steps: first among the manifests right
-    /// after, as it is for all files but those that a run left when it ended, and then by halves.
+    /// after, as it is for all files but those that a run left when it ended, and then by halves. Where a manifest is missing
+    /// nothing is known of the file, and it is taken for one that counts.
     ///
     /// # Errors
     /// See [`Chain::last`].
     pub(crate) async fn has_committed(&self, last: &Manifest, run: &Run, number: u64) -> Result<bool> {
         // the run may commit at `low`, and has not; at `high` another run is in its place, or there is no manifest
         let (mut low, mut high, mut step) = (number.saturating_sub(1), last.number + 1, 1);
-        while high - low > 1 {
+        while low + 1 < high {
             let at = if step < high - low { low + step } else { low + (high - low) / 2 };
-            match self.read(at).await?.last_of(run) {
+            let Some(manifest) = self.find(at).await? else { return Ok(true) };
+            match manifest.last_of(run) {
                 Some(committed) if committed >= number => return Ok(true),
                 Some(_) => {
                     low = at;
@@ -152,6 +189,14 @@ impl Chain {
             }
         }
         Ok(false)
+    }
+
+    /// Whether a run may still commit.
+    ///
+    /// # Errors
+    /// See [`Chain::last`].
+    pub(crate) async fn is_held_by(&self, run: &Run) -> Result<bool> {
+        Ok(self.last().await?.last_of(run).is_some())
     }
 
     /// Takes the place of an earlier run of an instance, which can commit nothing from then on.
@@ -199,19 +244,39 @@ impl Chain {
         mut last: Manifest,
         next: impl Fn(&Manifest) -> Result<Manifest, Failure>,
     ) -> Result<Manifest, Failure> {
+        let mut is_newest = false;
         loop {
-            let next = next(&last)?;
-            let text = serde_json::to_vec_pretty(&next).map_err(|e| DataFusionError::External(Box::new(e)))?;
-            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            match self.store.put_opts(&self.path(next.number), text.into(), options).await {
-                Ok(_) => return Ok(next),
-                Err(object_store::Error::AlreadyExists { .. }) => match self.read(next.number).await? {
-                    // it was written, and the answer was lost on its way
-                    written if written == next => return Ok(next),
-                    other => last = other,
-                },
-                Err(error) => return Err(object_store_error(error).into()),
+            let manifest = match next(&last) {
+                Ok(manifest) => manifest,
+                Err(failure) if is_newest => return Err(failure),
+                // others may have written since
+                Err(_) => {
+                    (last, is_newest) = (self.last().await?, true);
+                    continue;
+                }
+            };
+            if self.put(&manifest).await? {
+                return Ok(manifest);
             }
+            // it was written, and the answer was lost on its way
+            if self.find(manifest.number).await?.as_ref() == Some(&manifest) {
+                return Ok(manifest);
+            }
+            (last, is_newest) = (self.last().await?, true);
+        }
+    }
+
+    /// Writes a manifest, unless there is one of that number.
+    async fn put(&self, manifest: &Manifest) -> Result<bool> {
+        let text = serde_json::to_vec_pretty(manifest).map_err(|e| DataFusionError::External(Box::new(e)))?;
+        if let Some(local) = &self.local {
+            return put_durably(local, manifest.number, &text);
+        }
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.store.put_opts(&self.path(manifest.number), text.into(), options).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(object_store_error(error)),
         }
     }
 }
@@ -221,6 +286,36 @@ impl StartOffsets for Chain {
         let runtime = tokio::runtime::Handle::current();
         Ok(runtime.block_on(self.last())?.offsets)
     }
+}
+
+/// The sub-folder and the name of a manifest.
+fn place(number: u64) -> [String; 2] {
+    let digits = format!("{number:0width$}", width = DIGITS_OF_FOLDER + DIGITS);
+    [digits[..DIGITS_OF_FOLDER].to_owned(), format!("{digits}{EXTENSION}")]
+}
+
+/// Writes a manifest so that it is whole, and stays, if the machine loses power: the store for local files does not see to
+/// that.
+fn put_durably(folder: &std::path::Path, number: u64, text: &[u8]) -> Result<bool> {
+    let [sub_folder, name] = place(number);
+    let sub_folder = folder.join(sub_folder);
+    std::fs::create_dir_all(&sub_folder)?;
+    let mut file = temporary_file(&sub_folder)?;
+    file.write_all(text)?;
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(sub_folder.join(name)) {
+        Ok(_) => {}
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(error.error.into()),
+    }
+    sync(&sub_folder)?;
+    sync(folder)?;
+    Ok(true)
+}
+
+/// Waits until a file, or what stands in a folder, would outlast a loss of power.
+pub(super) fn sync(path: &std::path::Path) -> Result<()> {
+    Ok(std::fs::File::open(path)?.sync_all()?)
 }
 
 fn shown(offset: Option<i64>) -> String {
