@@ -81,6 +81,12 @@ fn files_that_are_no_pipeline() {
             format!("SET stream.delivery = 'exactly'; {copy}"),
             "stream.delivery must be one of exactly_once, at_least_once",
         ),
+        (
+            "CREATE EXTERNAL TABLE early (id BIGINT, a DOUBLE) STORED AS KAFKA LOCATION 'kafka://127.0.0.1:1/t'
+               OPTIONS ('isolation.level' 'read_uncommitted'); INSERT INTO u SELECT id, a FROM early;"
+                .to_owned(),
+            "exactly once cannot be had from kafka://127.0.0.1:1/t with isolation.level = 'read_uncommitted'",
+        ),
         (format!("SET stream.reload = 'yes'; {copy}"), "stream.reload must be one of none, poll"),
     ];
     for (statements, reason) in cases {

@@ -11,6 +11,7 @@ use datafusion::common::runtime::SpawnedTask;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
 use datafusion::sql::parser::Statement;
+use futures::future::OptionFuture;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
@@ -20,7 +21,7 @@ use super::query::{Insert, Query};
 use super::records::Records;
 use super::settings::{Delivery, Settings};
 use super::sink::{DeadLetter, DeadLetters, FileSink, Output, Scored, Sink, Target, TopicSink};
-use super::stats::Stats;
+use super::stats::{Counts, Stats};
 use super::stop::Stop;
 use crate::message;
 
@@ -59,6 +60,14 @@ impl Plan {
                  alike if they are one, or SET stream.delivery = 'at_least_once'",
                 insert.source.connection,
                 sink.connection
+            );
+        }
+        let is_at_least_once = matches!((&target, settings.delivery), (Target::Topic(_), Delivery::AtLeastOnce));
+        if !is_at_least_once && insert.source.connection.reads_uncommitted() {
+            return plan_err!(
+                "exactly once cannot be had from {} with isolation.level = 'read_uncommitted': an instance that takes \
+                 partitions over would not wait for offsets that are being committed; leave the setting out",
+                insert.source.connection
             );
         }
         let limits = AeOptions::of(state.config_options()).limits();
@@ -144,7 +153,7 @@ impl Job {
         let empty = datafusion::arrow::array::RecordBatch::new_empty(query.schema());
         match &self.plan.target {
             Target::Topic(table) => table.encoder()?.encode(&empty).map(drop),
-            Target::Files(_) => Ok(()),
+            Target::Files(folder) => folder.check(),
         }
     }
 
@@ -153,7 +162,7 @@ impl Job {
         // the sink first: it ends what an instance before this one had begun, and then offsets stand
         let mut sink = self.sink().await?;
         let reader = self.reader().await?;
-        sink.watch(&reader.consumer);
+        sink.tell(Arc::clone(&reader.consumer));
         let consumer = Arc::clone(&reader.consumer);
         let (to_query, mut batches) = mpsc::channel::<Batch>(1);
         let (to_sink, scored) = mpsc::channel::<Scored>(1);
@@ -167,7 +176,7 @@ impl Job {
         written.and(queried).and(read)
     }
 
-    async fn sink(&self) -> Result<OpenSink, Failure> {
+    async fn sink(&self) -> Result<Box<dyn Sink>, Failure> {
         let plan = &self.plan;
         let source = plan.insert.source.connection.clone();
         let letters = plan.insert.source.dead_letters.clone();
@@ -177,7 +186,7 @@ impl Job {
                 let (topic, delivery) = (table.connection.clone(), plan.settings.delivery);
                 let name = format!("{}.{}", plan.name, self.instance);
                 let open = move || TopicSink::open(&source, &topic, letters.as_ref(), delivery, &name, &stop, &stats);
-                Ok(OpenSink::Topic(Box::new(joined(SpawnedTask::spawn_blocking(open)).await?)))
+                Ok(Box::new(joined(SpawnedTask::spawn_blocking(open)).await?))
             }
             Target::Files(folder) => {
                 let letters = match letters {
@@ -189,7 +198,7 @@ impl Job {
                 };
                 let names = (plan.name.as_str(), self.instance.as_str());
                 let sink = FileSink::open(folder.clone(), names, &plan.settings, &source, letters, &stats).await?;
-                Ok(OpenSink::Files(Box::new(sink)))
+                Ok(Box::new(sink))
             }
         }
     }
@@ -197,7 +206,7 @@ impl Job {
     async fn reader(&self) -> Result<Reader, Failure> {
         let plan = &self.plan;
         let (source, name, settings) = (plan.insert.source.clone(), plan.name.clone(), plan.settings.clone());
-        let starts = plan.target.starts(&plan.name);
+        let starts = plan.target.starts(&plan.name, &plan.insert.source.connection.topic);
         let (until_end, stop, stats) = (self.until_end, self.stop.clone(), Arc::clone(&self.stats));
         let open = move || {
             let what = Consumed {
@@ -225,20 +234,24 @@ impl Job {
             Target::Topic(table) => Some(table.encoder()?),
             Target::Files(_) => None,
         };
-        let (mut looked, mut tried) = (Instant::now(), Vec::new());
+        let reload = self.plan.settings.reload;
+        let (mut looking, mut refused) = (reload.map(|every| self.look(query, every)), Vec::new());
         loop {
             let batch = tokio::select! {
                 batch = batches.recv() => batch,
                 // it has failed, and says why
                 () = to_sink.closed() => return Ok(()),
+                Some(found) = OptionFuture::from(looking.as_mut()) => {
+                    let found = found.unwrap_or_else(|e| Err(DataFusionError::External(Box::new(e))));
+                    self.reload(query, found, &mut refused).await;
+                    looking = reload.map(|every| self.look(query, every));
+                    continue;
+                }
             };
             let Some(batch) = batch else { return Ok(()) };
-            if self.plan.settings.reload.is_some_and(|every| looked.elapsed() >= every) {
-                self.reload(query, &mut tried).await;
-                looked = Instant::now();
-            }
             let begun = Instant::now();
-            let outcome = query.run(&batch.records).await?;
+            let is_last_of_all = self.plan.insert.source.on_malformed == OnMalformed::Fail;
+            let outcome = query.run(&batch.records, is_last_of_all).await?;
             let dead = self.judge(&batch.records, &outcome.malformed)?;
             let rows = outcome.rows.iter().map(|rows| rows.num_rows()).sum();
             let output = match &encoder {
@@ -247,8 +260,9 @@ impl Job {
             };
             tracing::debug!(records = batch.records.len(), rows, took = ?begun.elapsed(), "queried");
             let Batch { records, spans, epoch, group, since, under_way } = batch;
-            let records_in = records.len();
-            let scored = Scored { output, rows, dead, records_in, spans, epoch, group, since, under_way };
+            let (malformed, dead_lettered) = (outcome.malformed.len(), dead.len());
+            let counts = Counts { since, records: records.len(), skipped: malformed - dead_lettered, dead_lettered };
+            let scored = Scored { output, rows, dead, counts, spans, epoch, group, under_way };
             if to_sink.send(scored).await.is_err() {
                 return Ok(());
             }
@@ -270,7 +284,6 @@ impl Job {
                     "{n} malformed records skipped, the first: {}",
                     message(&error)
                 );
-                self.stats.malformed(n, false);
                 Ok(Vec::new())
             }
             OnMalformed::DeadLetter => {
@@ -279,81 +292,68 @@ impl Job {
                     "{n} malformed records set aside, the first: {}",
                     message(&error)
                 );
-                self.stats.malformed(n, true);
                 Ok(malformed.iter().map(|m| DeadLetter::of(&self.plan.name, topic, records, m)).collect())
             }
         }
     }
 
-    /// Plans the query anew if a model has a new version; if that cannot be done it stays as it is.
-    async fn reload(&self, query: &mut Query, tried: &mut Vec<String>) {
-        let mut found_now = Vec::new();
-        for model in query.models() {
-            let newest = match ModelRef::parse(model.name()) {
-                Ok(newest) => newest,
-                Err(_) => continue,
-            };
-            match self.models.find(&newest, &self.plan.limits).await {
-                Ok(found) => found_now.push(found.sha256_hex()),
-                Err(error) => tracing::warn!("could not look for a new version of {model}: {}", message(&error)),
+    /// Waits, and looks for the newest version of each model of a query: what is found is told by hashes. A store that does
+    /// not answer holds up nothing.
+    fn look(&self, query: &Query, after: Duration) -> SpawnedTask<Result<Vec<String>>> {
+        let newest: Vec<_> = query.models().iter().map(|model| ModelRef::parse(model.name())).collect();
+        let (models, limits) = (self.models.clone(), self.plan.limits);
+        SpawnedTask::spawn(async move {
+            tokio::time::sleep(after).await;
+            let mut found = Vec::new();
+            for newest in newest {
+                found.push(models.find(&newest?, &limits).await?.sha256_hex());
             }
-        }
-        let are_those =
-            |hashes: &[String]| query.models().iter().map(|model| model.sha256_hex()).eq(hashes.iter().cloned());
-        if found_now == *tried || are_those(&found_now) {
+            Ok(found)
+        })
+    }
+
+    /// Plans the query anew if a model has a new version; if that cannot be done it stays as it is.
+    async fn reload(&self, query: &mut Query, found: Result<Vec<String>>, refused: &mut Vec<String>) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                let pipeline = &self.plan.name;
+                return tracing::warn!(pipeline, "could not look for a new version of a model: {}", message(&error));
+            }
+        };
+        let is_in_use = query.models().iter().map(|model| model.sha256_hex()).eq(found.iter().cloned());
+        if is_in_use || found == *refused {
             return;
         }
-        tried.clone_from(&found_now);
         match self.plan.insert.plan(&self.stats).await {
-            Ok(planned) if planned.models() == query.models() => {}
             Ok(planned) => {
                 let names: Vec<String> = planned.models().iter().map(ToString::to_string).collect();
                 tracing::info!(pipeline = self.plan.name, models = names.join(", "), "new version of a model");
                 *query = planned;
             }
             Err(error) => {
+                let text = message(&error);
+                // what may pass is tried again
+                if let Failure::Final(_) = Failure::from(error) {
+                    *refused = found;
+                }
                 tracing::error!(
                     pipeline = self.plan.name,
-                    "a new version of a model cannot be used, the one before stays: {}",
-                    message(&error)
+                    "a new version of a model cannot be used, the one before stays: {text}"
                 );
             }
         }
     }
 }
 
-/// A sink of one kind or the other.
-enum OpenSink {
-    Topic(Box<TopicSink>),
-    Files(Box<FileSink>),
-}
-
-impl OpenSink {
-    fn watch(&mut self, consumer: &Arc<Consumer>) {
-        let consumer = Some(Arc::clone(consumer));
-        match self {
-            Self::Topic(sink) => sink.consumer = consumer,
-            Self::Files(sink) => sink.consumer = consumer,
-        }
-    }
-
-    fn as_sink(&mut self) -> &mut dyn Sink {
-        match self {
-            Self::Topic(sink) => sink.as_mut(),
-            Self::Files(sink) => sink.as_mut(),
-        }
-    }
-}
-
 /// Writes micro-batches as they come, and commits them when it is time.
 fn write(
-    mut sink: OpenSink,
+    mut sink: Box<dyn Sink>,
     mut scored: mpsc::Receiver<Scored>,
     consumer: &Consumer,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(), Failure> {
     use rdkafka::consumer::Consumer as _;
-    let sink = sink.as_sink();
     let mut written = None;
     loop {
         let deadline = sink.deadline();

@@ -212,19 +212,25 @@ impl Query {
     }
 
     /// Runs it over records. A record for which the query fails, as for a cast that cannot be done, is told among the
-    /// malformed ones.
+    /// malformed ones; `is_one_enough`: it is not looked for a second one.
     ///
     /// # Errors
     /// An error that is no record's fault.
-    pub(crate) async fn run(&self, records: &Records) -> Result<Outcome> {
+    pub(crate) async fn run(&self, records: &Records, is_one_enough: bool) -> Result<Outcome> {
         let mut outcome = Outcome { rows: Vec::new(), malformed: Vec::new() };
-        self.split(records, 0..records.len(), &mut outcome).await?;
+        self.split(records, 0..records.len(), is_one_enough, &mut outcome).await?;
         outcome.malformed.sort_by_key(|malformed| malformed.record);
         Ok(outcome)
     }
 
-    async fn split(&self, records: &Records, range: Range<usize>, outcome: &mut Outcome) -> Result<()> {
-        if range.is_empty() {
+    async fn split(
+        &self,
+        records: &Records,
+        range: Range<usize>,
+        is_one_enough: bool,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        if range.is_empty() || (is_one_enough && !outcome.malformed.is_empty()) {
             return Ok(());
         }
         match self.once(records.slice(&range)).await {
@@ -241,8 +247,8 @@ impl Query {
             }
             Err(_) => {
                 let middle = range.start + range.len() / 2;
-                Box::pin(self.split(records, range.start..middle, outcome)).await?;
-                Box::pin(self.split(records, middle..range.end, outcome)).await
+                Box::pin(self.split(records, range.start..middle, is_one_enough, outcome)).await?;
+                Box::pin(self.split(records, middle..range.end, is_one_enough, outcome)).await
             }
         }
     }

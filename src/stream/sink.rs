@@ -19,8 +19,9 @@ pub(crate) use files::FileSink;
 pub(crate) use topic::{DeadLetters, TopicSink};
 
 use super::failure::Failure;
-use super::kafka::{KafkaTable, Span, StartOffsets, UnderWay};
+use super::kafka::{Consumer, KafkaTable, Span, StartOffsets, UnderWay};
 use super::records::Records;
+use super::stats::Counts;
 
 /// A micro-batch after the query.
 pub(crate) struct Scored {
@@ -29,11 +30,10 @@ pub(crate) struct Scored {
     pub(crate) rows: usize,
     /// Malformed records that are to be kept.
     pub(crate) dead: Vec<DeadLetter>,
-    pub(crate) records_in: usize,
+    pub(crate) counts: Counts,
     pub(crate) spans: BTreeMap<i32, Span>,
     pub(crate) epoch: u64,
     pub(crate) group: Arc<ConsumerGroupMetadata>,
-    pub(crate) since: Instant,
     /// Dropped when the sink is done with it.
     #[expect(dead_code, reason = "what counts is when it is dropped")]
     pub(crate) under_way: UnderWay,
@@ -73,6 +73,9 @@ pub(crate) trait Sink: Send {
 
     /// Gives up what was written and is not committed.
     fn discard(&mut self);
+
+    /// The consumer that reads what is written: it is told what is committed where that is not in a transaction.
+    fn tell(&mut self, consumer: Arc<Consumer>);
 }
 
 /// The table that a pipeline writes.
@@ -99,10 +102,10 @@ impl Target {
     }
 
     /// Offsets that the target knows better than Kafka does.
-    pub(crate) fn starts(&self, pipeline: &str) -> Option<Arc<dyn StartOffsets>> {
+    pub(crate) fn starts(&self, pipeline: &str, topic: &str) -> Option<Arc<dyn StartOffsets>> {
         match self {
             Self::Topic(_) => None,
-            Self::Files(folder) => Some(Arc::new(folder.chain(pipeline))),
+            Self::Files(folder) => Some(Arc::new(folder.chain(pipeline, topic))),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use aefusion_udfs::infer::{Observer, Scored};
 use aefusion_udfs::model::Model;
@@ -53,6 +53,17 @@ struct Inner {
     this_second: usize,
 }
 
+/// What a micro-batch was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counts {
+    /// When the first of its records was read.
+    pub(crate) since: Instant,
+    pub(crate) records: usize,
+    /// Malformed ones, left out and set aside.
+    pub(crate) skipped: usize,
+    pub(crate) dead_lettered: usize,
+}
+
 /// Where a pipeline is.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -95,8 +106,9 @@ struct Partition {
     end: i64,
     /// None until something was committed, or the group's own offset is known.
     committed: Option<i64>,
-    /// Whether it was read to its end, as far as that was known then.
-    is_read: bool,
+    /// The offset after the last record up to its end, as far as that was known when it was last reached: markers of
+    /// transactions may follow.
+    read_to: Option<i64>,
 }
 
 /// The errors that one version of a model measured.
@@ -137,16 +149,19 @@ impl Stats {
         Arc::new(Self { pipeline: pipeline.to_owned(), metrics, labels, inner: Mutex::default() })
     }
 
-    /// The partitions that are read from now on.
+    /// The partitions that are read from now on; none if there are more instances than partitions.
     pub(crate) fn assigned(&self, partitions: impl IntoIterator<Item = i32>) {
+        self.revoked();
         let mut inner = self.inner.lock();
-        for partition in inner.partitions.keys() {
-            self.metrics.lag.remove(&self.partition(*partition));
-        }
         inner.partitions = partitions.into_iter().map(|partition| (partition, Partition::default())).collect();
-        if !inner.partitions.is_empty() {
-            inner.state = State::Running;
-            inner.trouble = None;
+        inner.state = State::Running;
+        inner.trouble = None;
+    }
+
+    /// None is read until some are assigned.
+    pub(crate) fn revoked(&self) {
+        for partition in std::mem::take(&mut self.inner.lock().partitions).into_keys() {
+            self.metrics.lag.remove(&self.partition(partition));
         }
     }
 
@@ -154,19 +169,21 @@ impl Stats {
     pub(crate) fn end_of(&self, partition: i32, end: i64, committed: i64) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
-            known.is_read &= known.end == 0 || end <= known.end;
+            if known.end != 0 && end > known.end {
+                known.read_to = None;
+            }
             known.end = known.end.max(end);
             known.committed.get_or_insert(committed);
             self.metrics.lag.get_or_create(&self.partition(partition)).set(known.lag());
         }
     }
 
-    /// A partition was read to its end, and nothing of it is on its way.
-    pub(crate) fn at_end(&self, partition: i32) {
+    /// A partition was read to its end, which is this offset; none if nothing of it was read.
+    pub(crate) fn at_end(&self, partition: i32, offset: Option<i64>) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
-            known.is_read = true;
-            self.metrics.lag.get_or_create(&self.partition(partition)).set(0);
+            known.read_to = Some(offset.unwrap_or(i64::MIN));
+            self.metrics.lag.get_or_create(&self.partition(partition)).set(known.lag());
         }
     }
 
@@ -176,7 +193,6 @@ impl Stats {
         for (partition, end) in ends {
             if let Some(known) = inner.partitions.get_mut(&partition) {
                 known.committed = Some(end);
-                known.is_read &= end >= known.end;
                 known.end = known.end.max(end);
                 self.metrics.lag.get_or_create(&self.partition(partition)).set(known.lag());
             }
@@ -185,28 +201,25 @@ impl Stats {
         self.metrics.records_out.get_or_create(&self.labels).inc_by(records_out as u64);
     }
 
-    /// A micro-batch went through the query.
-    pub(crate) fn batch(&self, records: usize, took: Duration) {
-        let mut inner = self.inner.lock();
-        inner.total.records_in += records as u64;
-        inner.total.batches += 1;
-        self.metrics.records_in.get_or_create(&self.labels).inc_by(records as u64);
-        let records = u32::try_from(records).unwrap_or(u32::MAX);
-        self.metrics.batch_rows.get_or_create(&self.labels).observe(f64::from(records));
-        self.metrics.batch_seconds.get_or_create(&self.labels).observe(took.as_secs_f64());
-    }
-
-    /// Malformed records were left out.
-    pub(crate) fn malformed(&self, records: usize, is_kept: bool) {
-        let records = records as u64;
+    /// A micro-batch was written.
+    pub(crate) fn batch(&self, counts: &Counts) {
         let mut inner = self.inner.lock();
         let total = &mut inner.total;
-        let (count, metric) = match is_kept {
-            true => (&mut total.dead_lettered, &self.metrics.dead_lettered),
-            false => (&mut total.skipped, &self.metrics.skipped),
-        };
-        *count += records;
-        metric.get_or_create(&self.labels).inc_by(records);
+        total.batches += 1;
+        for (n, total, metric) in [
+            (counts.records, &mut total.records_in, &self.metrics.records_in),
+            (counts.skipped, &mut total.skipped, &self.metrics.skipped),
+            (counts.dead_lettered, &mut total.dead_lettered, &self.metrics.dead_lettered),
+        ] {
+            // a metric is there once it has a value
+            if n > 0 {
+                *total += n as u64;
+                metric.get_or_create(&self.labels).inc_by(n as u64);
+            }
+        }
+        let records = u32::try_from(counts.records).unwrap_or(u32::MAX);
+        self.metrics.batch_rows.get_or_create(&self.labels).observe(f64::from(records));
+        self.metrics.batch_seconds.get_or_create(&self.labels).observe(counts.since.elapsed().as_secs_f64());
     }
 
     /// Whether brokers can be reached, as librdkafka knows it.
@@ -311,9 +324,10 @@ impl Stats {
 
 impl Partition {
     fn lag(&self) -> i64 {
-        match self.committed {
-            Some(committed) if !self.is_read => (self.end - committed).max(0),
-            _ => 0,
+        match (self.committed, self.read_to) {
+            (None, _) => 0,
+            (Some(committed), Some(read_to)) if committed >= read_to => 0,
+            (Some(committed), _) => (self.end - committed).max(0),
         }
     }
 }

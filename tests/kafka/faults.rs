@@ -8,12 +8,13 @@ use rdkafka::Message;
 use xtask::kafka::Broker;
 
 use crate::harness::{
-    Place, Record, assert_each_once, consume, files, headers, ids, number, produce, texts, topic, until,
+    Place, Record, assert_each_once, consume, files, get, headers, ids, number, produce, texts, topic, until,
 };
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("broker_stopped_and_started", broker_stopped_and_started),
     ("instance_killed", instance_killed),
+    ("instance_without_partitions", instance_without_partitions),
     ("second_instance_of_a_topic_sink", |broker| second_instance(broker, true)),
     ("second_instance_of_a_file_sink", |broker| second_instance(broker, false)),
     ("terminated", terminated),
@@ -22,8 +23,11 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("malformed_is_skipped", malformed_is_skipped),
     ("malformed_goes_to_dead_letters", malformed_goes_to_dead_letters),
     ("poison_goes_to_dead_letters", poison_goes_to_dead_letters),
+    ("record_that_a_model_cannot_run", record_that_a_model_cannot_run),
     ("disk_is_full", disk_is_full),
     ("folder_holds_what_no_manifest_names", left_overs),
+    ("folder_of_another_topic", folder_of_another_topic),
+    ("instances_of_a_file_sink", instances_of_a_file_sink),
     ("manifests_of_years", many_manifests),
     ("model_published_meanwhile", model_published_meanwhile),
     ("memory_is_bounded", memory_is_bounded),
@@ -89,6 +93,35 @@ fn instance_killed(broker: &Broker) {
     let (status, log) = second.wait();
     assert!(status.success(), "{log}");
     assert_each_once(&ids(&consume(broker, &to)), 60_000);
+}
+
+/// It is ready to take some, and at the end of all that it has.
+fn instance_without_partitions(broker: &Broker) {
+    let (from, to) = (topic(broker, "numbers", 1), topic(broker, "copy", 1));
+    let sql = tables(broker, &from, &to, "") + COPY;
+    let place = Place::new();
+    let run = |name| place.run(&sql, &["--instance", name, "--http", "127.0.0.1:0"]);
+    let both = [run("first"), run("second")];
+    until("one has the partition and one has none", || {
+        let mut last = both.each_ref().map(|pipeline| {
+            let log = pipeline.log();
+            log.lines()
+                .rfind(|line| line.contains("partitions assigned"))
+                .map_or(0, |line| 1 + usize::from(line.contains("[0]")))
+        });
+        last.sort_unstable();
+        last == [1, 2]
+    });
+    for pipeline in &both {
+        until("it is ready", || get(&pipeline.address(), "/readyz") == (200, "ready\n".to_owned()));
+    }
+    let (status, log) = place.run(&sql, &["--instance", "third", "--until-end"]).wait();
+    assert!(status.success(), "{log}");
+    for pipeline in both {
+        pipeline.signal("-TERM");
+        let (status, log) = pipeline.wait();
+        assert!(status.success(), "{log}");
+    }
 }
 
 /// A second one of the same name takes the place of the first, which ends.
@@ -246,6 +279,29 @@ fn poison_goes_to_dead_letters(broker: &Broker) {
     assert!(headers(&letters[0])["aefusion.reason"].contains("Cannot cast string 'x'"), "{:?}", headers(&letters[0]));
 }
 
+/// A model that looks up its input has no answer for some.
+fn record_that_a_model_cannot_run(broker: &Broker) {
+    let (from, to, dead) = (topic(broker, "indices", 1), topic(broker, "errors", 1), topic(broker, "dead", 1));
+    produce(broker, &from, (0..4_000).map(|i| Record::of(format!("{{\"id\":{i},\"a\":{}}}", i % 3 + i / 3_999 * 9))));
+    let place = Place::new();
+    let sql = format!(
+        "CREATE MODEL lookup OPTIONS (model_type = 'onnx', model_path = '{}');
+         CREATE EXTERNAL TABLE indices (id BIGINT, a REAL) STORED AS KAFKA LOCATION 'kafka://{b}/{from}'
+           OPTIONS ('malformed' 'dead_letter', 'dead_letter_topic' '{dead}');
+         CREATE EXTERNAL TABLE errors (id BIGINT, error DOUBLE) STORED AS KAFKA LOCATION 'kafka://{b}/{to}';
+         INSERT INTO errors SELECT id, ae_error('lookup') FROM indices;",
+        xtask::root().join("tests").join("models").join("lookup.onnx").display(),
+        b = broker.bootstrap()
+    );
+    place.run_to_end(&sql);
+    // 0 gives 1, 1 gives 3, 2 gives 5
+    let expected = (0..3_999).map(|i| format!("{{\"id\":{i},\"error\":{}.0}}", [1, 4, 9][i % 3]));
+    assert_eq!(texts(&consume(broker, &to)), expected.collect::<Vec<_>>());
+    let letters = consume(broker, &dead);
+    assert_eq!(texts(&letters), ["{\"id\":3999,\"a\":9}"]);
+    assert!(headers(&letters[0])["aefusion.reason"].contains("indices element out of data bounds"), "{letters:?}");
+}
+
 /// A small file system in memory.
 struct Tmpfs<'a>(&'a Path);
 
@@ -290,6 +346,46 @@ fn disk_is_full(broker: &Broker) {
     assert_each_once(&read.lines().map(|line| line.parse().unwrap()).collect::<Vec<usize>>(), 10_000);
 }
 
+/// The other instance takes over where one has stopped, and does not begin anew for that.
+fn instances_of_a_file_sink(broker: &Broker) {
+    let from = topic(broker, "numbers", 4);
+    let place = Place::new();
+    let sql = tables(broker, &from, &from, "")
+        + "CREATE EXTERNAL TABLE files (id BIGINT) STORED AS PARQUET LOCATION 'out/'; SET stream.file_ms = 200;
+           INSERT INTO files SELECT id FROM numbers;";
+    let [first, second] = ["first", "second"].map(|name| place.run(&sql, &["--instance", name]));
+    first.says("partitions assigned");
+    second.says("partitions assigned");
+    let count = || place.sql("SELECT count(*) FROM 'out/'").unwrap_or_default();
+    produce(broker, &from, (0..10_000).map(number));
+    until("both have written", || count() == "10000");
+    second.signal("-TERM");
+    assert!(second.wait().0.success());
+    produce(broker, &from, (10_000..20_000).map(number));
+    until("the other one has written the rest", || count() == "20000");
+    first.signal("-TERM");
+    let (status, log) = first.wait();
+    assert!(status.success() && !log.contains("trying again"), "{log}");
+    let read = place.sql("SELECT id FROM 'out/'").unwrap();
+    assert_each_once(&read.lines().map(|line| line.parse().unwrap()).collect::<Vec<usize>>(), 20_000);
+}
+
+/// What a folder was written from stays: another topic has other offsets.
+fn folder_of_another_topic(broker: &Broker) {
+    let (from, other) = (topic(broker, "numbers", 1), topic(broker, "others", 1));
+    let place = Place::new();
+    let sql = |from: &str| {
+        tables(broker, from, from, "")
+            + "CREATE EXTERNAL TABLE files (id BIGINT) STORED AS JSON LOCATION 'out/';
+               INSERT INTO files SELECT id FROM numbers;"
+    };
+    produce(broker, &from, (0..100).map(number));
+    place.run_to_end(&sql(&from));
+    let (status, log) = place.run(&sql(&other), &["--until-end"]).wait();
+    let expected = format!("from the topic '{from}', and is to go on from '{other}': SET stream.name");
+    assert!(!status.success() && log.contains(&expected), "{log}");
+}
+
 /// A start removes files of its own that no manifest names, and no others.
 fn left_overs(broker: &Broker) {
     let from = topic(broker, "numbers", 1);
@@ -329,7 +425,7 @@ fn many_manifests(broker: &Broker) {
         let file = if number > 10_001 { format!("theirs.{number}.json") } else { name(run, number) };
         let files = serde_json::json!([{ "name": file, "rows": 1, "bytes": 9 }]);
         serde_json::json!({
-            "number": number, "pipeline": "pipeline-files", "instances": instances, "files": files,
+            "number": number, "pipeline": "pipeline-files", "topic": from, "instances": instances, "files": files,
             "offsets": { "0": 50 }
         })
     };

@@ -274,6 +274,12 @@ impl Pipeline {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Where its page is.
+    pub(crate) fn address(&self) -> String {
+        self.says("metrics at http://");
+        self.log().split("page at http://").nth(1).unwrap().split('/').next().unwrap().to_owned()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }

@@ -26,9 +26,7 @@ fn page(broker: &Broker) {
          INSERT INTO alerts SELECT id, ae_error('m') FROM readings WHERE ae_is_anomaly('m');"
     );
     let pipeline = place.run(&sql, &["--http", "127.0.0.1:0"]);
-    pipeline.says("metrics at http://");
-    let log = pipeline.log();
-    let address = log.split("page at http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let address = pipeline.address();
     assert_eq!(get(&address, "/healthz"), (200, "ok\n".to_owned()));
     until("it is ready", || get(&address, "/readyz") == (200, "ready\n".to_owned()));
     // 990 usual ones, 7 that are not, 3 malformed

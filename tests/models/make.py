@@ -84,6 +84,15 @@ def main():
     training = numpy_helper.from_array(np.array(False), "training")
     save("dropout", off, [X], [CODE, RECONSTRUCTION], [HALF, ONE, tensor("ratio", 0.5), training])
 
+    # the reconstruction is looked up among three: 0 gives 1, 1 gives 3, 2 gives 5, and 3 cannot be run
+    lookup = [
+        helper.make_node("Identity", ["x"], ["code"]),
+        helper.make_node("Cast", ["code"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["reconstruction"]),
+    ]
+    save("lookup", lookup, [value("x", ["N", 1])], [value("code", ["N", 1]), value("reconstruction", ["N", 1])],
+         [tensor("table", [1.0, 3.0, 5.0])], {"aefusion.features": json.dumps([{"name": "a", "type": "Float32"}])})
+
     # refused, each for one reason
     second = helper.make_node("MatMul", ["x", "half"], ["right"])
     left = helper.make_node("MatMul", ["x", "half"], ["left"])

@@ -158,6 +158,11 @@ impl Connection {
         self.partitions.is_some()
     }
 
+    /// Whether records are read before their transactions are committed.
+    pub(crate) fn reads_uncommitted(&self) -> bool {
+        self.settings.get("isolation.level").is_some_and(|level| level == "read_uncommitted")
+    }
+
     /// Makes the topic if it is missing and the table says with how many partitions.
     ///
     /// # Errors

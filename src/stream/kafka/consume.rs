@@ -117,10 +117,10 @@ impl Group {
         // refused.
         let metadata = consumer.group_metadata().filter(|_| !consumer.assignment_lost());
         let Some(metadata) = metadata else { return Err(Failure::passing("the place in the consumer group was lost")) };
-        *self.metadata.lock() = Some(Arc::new(metadata));
         tracing::info!(partitions = ?positions.keys().collect::<Vec<_>>(), topic = self.topic, "partitions assigned");
         self.stats.assigned(positions.keys().copied());
         *self.positions.lock() = positions;
+        *self.metadata.lock() = Some(Arc::new(metadata));
         consumer.assign(partitions).map_err(|e| Failure::passing(format!("could not take partitions: {}", cause(&e))))
     }
 }
@@ -154,7 +154,7 @@ impl ConsumerContext for Group {
                 tracing::info!(topic = self.topic, "partitions revoked");
                 self.positions.lock().clear();
                 *self.metadata.lock() = None;
-                self.stats.assigned([]);
+                self.stats.revoked();
                 consumer.unassign().map_err(|e| Failure::passing(cause(&e)))
             }
         };
@@ -271,7 +271,8 @@ impl Reader {
     pub(crate) fn run(&self, batches: &mpsc::Sender<Batch>) -> Result<(), Failure> {
         let group = self.consumer.context();
         let mut builder = RecordsBuilder::new(self.with_headers);
-        let mut at_end: BTreeSet<i32> = BTreeSet::new();
+        // partitions at whose end it is, and those of them of which that was not told yet
+        let (mut at_end, mut untold) = (BTreeSet::new(), Vec::new());
         let (mut epoch, mut since) = (group.epoch(), None::<Instant>);
         loop {
             let age = since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -314,6 +315,7 @@ impl Reader {
                     epoch = group.epoch();
                     builder = RecordsBuilder::new(self.with_headers);
                     at_end.clear();
+                    untold.clear();
                     since = None;
                 }
                 patience = Duration::ZERO;
@@ -331,11 +333,15 @@ impl Reader {
                     }
                     Some(Err(KafkaError::PartitionEOF(partition))) => {
                         at_end.insert(partition);
-                        if builder.len() == 0 {
-                            self.stats.at_end(partition);
-                        }
+                        untold.push(partition);
                     }
                     Some(Err(error)) => self.judge(&error)?,
+                }
+            }
+            if builder.len() == 0 {
+                let positions = group.positions.lock();
+                for partition in untold.drain(..).filter(|partition| at_end.contains(partition)) {
+                    self.stats.at_end(partition, positions.get(&partition).copied().flatten());
                 }
             }
         }
@@ -370,9 +376,11 @@ impl Reader {
         Ok(Batch { records, spans, epoch, group: metadata, since, under_way })
     }
 
+    /// An instance that has got no partition is at the end of all that it has.
     fn is_at_end(&self, at_end: &BTreeSet<i32>) -> bool {
-        let positions = self.consumer.context().positions.lock();
-        !positions.is_empty() && positions.keys().all(|partition| at_end.contains(partition))
+        let group = self.consumer.context();
+        let is_assigned = group.metadata.lock().is_some();
+        is_assigned && group.positions.lock().keys().all(|partition| at_end.contains(partition))
     }
 
     /// librdkafka connects again by itself; what a person must mend ends the pipeline.

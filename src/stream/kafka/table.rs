@@ -16,7 +16,7 @@ use datafusion::physical_plan::ExecutionPlan;
 
 use super::connection::{Connection, OnMalformed, resolve};
 use super::read::ReadExec;
-use super::write::TopicSink;
+use super::write::KafkaSink;
 use crate::stream::columns::Columns;
 use crate::stream::format::{Decoder, Encoder, Format};
 
@@ -104,7 +104,7 @@ impl TableProvider for KafkaTable {
         if insert_op != InsertOp::Append {
             return plan_err!("{}: records of a topic cannot be replaced, only added (INSERT INTO)", self.connection);
         }
-        let sink = TopicSink::new(self.connection.clone(), self.encoder()?, Arc::clone(&self.columns.schema));
+        let sink = KafkaSink::new(self.connection.clone(), self.encoder()?, Arc::clone(&self.columns.schema));
         Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
     }
 }

@@ -18,26 +18,26 @@ use crate::stream::stop::Stop;
 
 /// Writes rows to a topic; what was written before an error stays.
 #[derive(Debug)]
-pub(crate) struct TopicSink {
+pub(crate) struct KafkaSink {
     connection: Connection,
     encoder: Encoder,
     schema: SchemaRef,
 }
 
-impl TopicSink {
+impl KafkaSink {
     pub(crate) fn new(connection: Connection, encoder: Encoder, schema: SchemaRef) -> Self {
         Self { connection, encoder, schema }
     }
 }
 
-impl DisplayAs for TopicSink {
+impl DisplayAs for KafkaSink {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KafkaSink({})", self.connection)
     }
 }
 
 #[async_trait]
-impl DataSink for TopicSink {
+impl DataSink for KafkaSink {
     fn schema(&self) -> &SchemaRef {
         &self.schema
     }

@@ -17,11 +17,11 @@ pub(crate) struct TopicSink {
     source: Connection,
     topic: Connection,
     delivery: Delivery,
-    producer: Producer,
+    producer: Arc<Producer>,
     dead_letters: Option<DeadLetters>,
     stats: Arc<Stats>,
     /// For commits outside of transactions.
-    pub(crate) consumer: Option<Arc<Consumer>>,
+    consumer: Option<Arc<Consumer>>,
 }
 
 impl TopicSink {
@@ -42,11 +42,12 @@ impl TopicSink {
             Delivery::ExactlyOnce => Producer::transactional(topic, name, stop.clone())?,
             Delivery::AtLeastOnce => Producer::idempotent(topic, stop.clone())?,
         };
+        let producer = Arc::new(producer);
         let dead_letters = match (dead_letters, delivery) {
             (None, _) => None,
             (Some(letters), Delivery::ExactlyOnce) => {
                 producer.check(letters)?;
-                Some(DeadLetters { topic: letters.topic.clone(), producer: None })
+                Some(DeadLetters { topic: letters.topic.clone(), producer: Arc::clone(&producer) })
             }
             (Some(letters), Delivery::AtLeastOnce) => Some(DeadLetters::open(letters, stop)?),
         };
@@ -68,7 +69,7 @@ impl TopicSink {
             }
         }
         match &self.dead_letters {
-            Some(letters) => letters.send(&self.producer, &scored.dead),
+            Some(letters) => letters.send(&scored.dead),
             None => Ok(()),
         }
     }
@@ -104,7 +105,7 @@ impl Sink for TopicSink {
             Delivery::ExactlyOnce => self.transaction(&scored)?,
             Delivery::AtLeastOnce => self.at_least_once(&scored)?,
         }
-        self.stats.batch(scored.records_in, scored.since.elapsed());
+        self.stats.batch(&scored.counts);
         self.stats.committed(scored.spans.iter().map(|(partition, span)| (*partition, span.to)), scored.rows);
         Ok(())
     }
@@ -118,43 +119,36 @@ impl Sink for TopicSink {
     }
 
     fn discard(&mut self) {}
+
+    fn tell(&mut self, consumer: Arc<Consumer>) {
+        self.consumer = Some(consumer);
+    }
 }
 
 /// The topic of malformed records.
 #[derive(Debug)]
 pub(crate) struct DeadLetters {
     topic: String,
-    /// None: that of the rows, whose transactions they are part of.
-    producer: Option<Producer>,
+    /// Of their own, or that of the rows, whose transactions they are part of.
+    producer: Arc<Producer>,
 }
 
 impl DeadLetters {
+    /// They are written for themselves, at least once.
     pub(crate) fn open(letters: &Connection, stop: &Stop) -> Result<Self, Failure> {
-        let producer = Producer::idempotent(letters, stop.clone())?;
-        Ok(Self { topic: letters.topic.clone(), producer: Some(producer) })
+        let producer = Arc::new(Producer::idempotent(letters, stop.clone())?);
+        Ok(Self { topic: letters.topic.clone(), producer })
     }
 
-    fn send(&self, of_rows: &Producer, dead: &[DeadLetter]) -> Result<(), Failure> {
-        let producer = self.producer.as_ref().unwrap_or(of_rows);
-        self.send_by(producer, dead)
-    }
-
-    fn send_by(&self, producer: &Producer, dead: &[DeadLetter]) -> Result<(), Failure> {
+    pub(super) fn send(&self, dead: &[DeadLetter]) -> Result<(), Failure> {
         for letter in dead {
-            producer.send_one(&self.topic, letter.key.as_deref(), letter.value.as_deref(), &letter.headers)?;
+            let (key, value) = (letter.key.as_deref(), letter.value.as_deref());
+            self.producer.send_one(&self.topic, key, value, &letter.headers)?;
         }
         Ok(())
     }
 
-    /// Those of a sink that is no topic.
-    pub(super) fn send_alone(&self, dead: &[DeadLetter]) -> Result<(), Failure> {
-        match &self.producer {
-            Some(producer) => self.send_by(producer, dead),
-            None => Ok(()),
-        }
-    }
-
     pub(super) fn flush(&self) -> Result<(), Failure> {
-        self.producer.as_ref().map_or(Ok(()), Producer::flush)
+        self.producer.flush()
     }
 }

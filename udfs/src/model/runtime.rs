@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-use datafusion::common::{exec_err, plan_err};
+use datafusion::common::{exec_datafusion_err, exec_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use half::f16;
 use ort::AsPointer;
@@ -332,7 +332,7 @@ impl Session {
         TIME_IN_RUNS.fetch_add(nanos, Ordering::Relaxed);
         // SAFETY: `status` comes from the call above and is not used again.
         unsafe { ort::Error::result_from_status(status) }
-            .map_err(|e| external(e).context("ONNX Runtime failed to run the model"))
+            .map_err(|e| exec_datafusion_err!("ONNX Runtime failed to run the model: {e}"))
     }
 }
 
