@@ -238,6 +238,8 @@ impl Bench {
     fn consume(&self, topic: &str, of: Range<i32>, endless: impl Fn() -> bool, mut f: impl FnMut(&[u8])) {
         let mut config = self.config();
         config.set("group.id", "bench").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
+        // librdkafka rests for a second once enough was read ahead
+        config.set("fetch.queue.backoff.ms", "5");
         let consumer: BaseConsumer = config.set("isolation.level", "read_committed").create().unwrap();
         let mut list = TopicPartitionList::new();
         of.clone().for_each(|partition| list.add_partition_offset(topic, partition, Offset::Beginning).unwrap());
