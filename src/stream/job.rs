@@ -250,8 +250,8 @@ impl Job {
             };
             let Some(batch) = batch else { return Ok(()) };
             let begun = Instant::now();
-            let is_last_of_all = self.plan.insert.source.on_malformed == OnMalformed::Fail;
-            let outcome = query.run(&batch.records, is_last_of_all).await?;
+            let is_one_enough = self.plan.insert.source.on_malformed == OnMalformed::Fail;
+            let outcome = query.run(&batch.records, is_one_enough).await?;
             let dead = self.judge(&batch.records, &outcome.malformed)?;
             let rows = outcome.rows.iter().map(|rows| rows.num_rows()).sum();
             let output = match &encoder {

@@ -397,9 +397,11 @@ fn left_overs(broker: &Broker) {
     place.run_to_end(&sql);
     let committed = files(&place.path("out"));
     assert_eq!(committed.len(), 1);
-    let others = ["mine.json", "pipeline-files.other.1.0000000001.json"];
-    let own = ["pipeline-files.main.1.0000000002.json", "pipeline-files.main.1.0000000002.json#1"];
-    for name in others.iter().chain(&own) {
+    // the last one is of a run that no manifest knows of
+    let others = ["mine.json", "pipeline-files.other.1.0000000002.json", "pipeline-files.main.1.0000000002.json"];
+    let run = committed[0].split('.').nth(2).unwrap();
+    let own = ["", "#1"].map(|end| format!("pipeline-files.main.{run}.0000000003.json{end}"));
+    for name in others.into_iter().chain(own.each_ref().map(String::as_str)) {
         std::fs::write(place.path("out").join(name), "{\"id\":1}\n").unwrap();
     }
     place.run_to_end(&sql);

@@ -168,14 +168,18 @@ impl Chain {
     /// Whether a manifest names the file that a run began when `number` was to be its next one.
     ///
     /// It is named by the run's next manifest, if there is one. That is found in few steps: first among the manifests right
-    /// after, as it is for all files but those that a run left when it ended, and then by halves. Where a manifest is missing
+    /// after, as it is for all files but those that a run left when it ended, and then by halves. Where manifests are missing
     /// nothing is known of the file, and it is taken for one that counts.
     ///
     /// # Errors
     /// See [`Chain::last`].
     pub(crate) async fn has_committed(&self, last: &Manifest, run: &Run, number: u64) -> Result<bool> {
+        let begun = self.find(number.saturating_sub(1)).await?;
+        if begun.is_none_or(|begun| begun.last_of(run) != Some(begun.number)) {
+            return Ok(true);
+        }
         // the run may commit at `low`, and has not; at `high` another run is in its place, or there is no manifest
-        let (mut low, mut high, mut step) = (number.saturating_sub(1), last.number + 1, 1);
+        let (mut low, mut high, mut step) = (number - 1, last.number + 1, 1);
         while low + 1 < high {
             let at = if step < high - low { low + step } else { low + (high - low) / 2 };
             let Some(manifest) = self.find(at).await? else { return Ok(true) };
