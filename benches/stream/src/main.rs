@@ -22,8 +22,8 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 const PARTITIONS: i32 = 4;
 /// How long a latency is measured, and how long nothing is kept before: brokers compile what they do often while they run,
 /// and for half a minute that takes a quarter of two cores.
-const MEASURED: Duration = Duration::from_secs(15);
-const WARM_UP: Duration = Duration::from_secs(45);
+const MEASURED: Duration = Duration::from_secs(30);
+const WARM_UP: Duration = Duration::from_secs(30);
 /// How long a contender may take to give its first result.
 const START: Duration = Duration::from_secs(60);
 /// Values of the features: different numbers of usual lengths.
@@ -91,6 +91,7 @@ fn main() {
     let medians = rates.map(median);
     let [ours, json, orjson] = medians;
     println!("\nratio of the medians: {:.2} with json, {:.2} with orjson\n", ours / json, ours / orjson);
+    bench.remove(&[&from]);
     // half of what each can do, and all of them half of what the slowest can
     let slowest = medians.into_iter().fold(f64::INFINITY, f64::min);
     for (contender, rate) in contenders.into_iter().zip(medians) {
@@ -139,10 +140,17 @@ impl Bench {
     fn topic(&self, name: &str) -> String {
         let topic = format!("{name}-{}", micros());
         let admin: AdminClient<_> = self.config().create().unwrap();
-        let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1));
+        let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1)).set("file.delete.delay.ms", "0");
         let made = futures::executor::block_on(admin.create_topics([&new], &AdminOptions::new())).unwrap();
         made.into_iter().for_each(|made| drop(made.unwrap()));
         topic
+    }
+
+    /// Removes topics, so that their pages are not written to disk while something else is measured.
+    fn remove(&self, topics: &[&str]) {
+        let admin: AdminClient<_> = self.config().create().unwrap();
+        let removed = futures::executor::block_on(admin.delete_topics(topics, &AdminOptions::new())).unwrap();
+        removed.into_iter().for_each(|removed| drop(removed.unwrap()));
     }
 
     fn producer(&self) -> BaseProducer {
@@ -231,6 +239,7 @@ impl Bench {
         let mut n = 0;
         self.consume(&to, 0..PARTITIONS, || false, |_| n += 1);
         assert_eq!(n, records, "{}", contender.name());
+        self.remove(&[&to]);
         f64::from(u32::try_from(records).unwrap()) / took.as_secs_f64()
     }
 
@@ -292,6 +301,7 @@ impl Bench {
         });
         drop(running.kill());
         drop(running.wait());
+        self.remove(&[&from, &to]);
         assert!(!results.is_empty(), "{} gave no result within {START:?}", contender.name());
         let last = results.iter().map(|(sent, _)| *sent).max().unwrap();
         let is_kept = |sent: u64| last - sent < u64::try_from(MEASURED.as_micros()).unwrap();
@@ -322,5 +332,10 @@ impl Bench {
 /// The number after a name.
 fn field(value: &[u8], name: &[u8]) -> u64 {
     let start = value.windows(name.len()).position(|window| window == name).unwrap() + name.len();
-    value[start..].iter().take_while(|byte| byte.is_ascii_digit()).fold(0, |n, digit| n * 10 + u64::from(digit - b'0'))
+    // Python writes a space before it
+    value[start..]
+        .trim_ascii_start()
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .fold(0, |n, digit| n * 10 + u64::from(digit - b'0'))
 }
