@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("poison_goes_to_dead_letters", poison_goes_to_dead_letters),
     ("record_that_a_model_cannot_run", record_that_a_model_cannot_run),
     ("disk_is_full", disk_is_full),
+    ("disk_is_read_only", disk_is_read_only),
     ("folder_holds_what_no_manifest_names", left_overs),
     ("folder_of_another_topic", folder_of_another_topic),
     ("instances_of_a_file_sink", instances_of_a_file_sink),
@@ -319,24 +320,39 @@ impl Drop for Tmpfs<'_> {
 }
 
 fn disk_is_full(broker: &Broker) {
+    // nearly all of it
+    let fill = |out: &Path| std::fs::write(out.join("ballast"), vec![1_u8; 450 << 10]).unwrap();
+    disk_that_fails(broker, "No space left on device", fill, |out| std::fs::remove_file(out.join("ballast")).unwrap());
+}
+
+fn disk_is_read_only(broker: &Broker) {
+    let remount = |out: &Path, how| {
+        let done = Command::new("mount").args(["-o", how]).arg(out).status().unwrap();
+        assert!(done.success());
+    };
+    let (close, open) = (|out: &Path| remount(out, "remount,ro"), |out: &Path| remount(out, "remount,rw"));
+    disk_that_fails(broker, "Read-only file system", close, open);
+}
+
+/// The pipeline tries again until somebody has mended it.
+fn disk_that_fails(broker: &Broker, reason: &str, spoil: impl Fn(&Path), mend: impl Fn(&Path)) {
     let from = topic(broker, "numbers", 2);
     let place = Place::new();
     let out = place.path("out");
     let Some(_disk) = Tmpfs::mount(&out) else {
-        eprintln!("skipped: only root may mount the small file system that is to be full");
+        eprintln!("skipped: only root may mount the small file system that is to fail");
         return;
     };
-    // nearly all of it
-    std::fs::write(out.join("ballast"), vec![1_u8; 450 << 10]).unwrap();
+    spoil(&out);
     let sql = tables(broker, &from, &from, "")
         + "CREATE EXTERNAL TABLE files (id BIGINT) STORED AS JSON LOCATION 'out/'; SET stream.file_ms = 300;
            INSERT INTO files SELECT id FROM numbers;";
     produce(broker, &from, (0..10_000).map(number));
     let mut pipeline = place.run(&sql, &[]);
     pipeline.says("trying again from what is committed");
-    assert!(pipeline.log().contains("No space left on device"), "{}", pipeline.log());
+    assert!(pipeline.log().contains(reason), "{}", pipeline.log());
     assert!(pipeline.is_running());
-    std::fs::remove_file(out.join("ballast")).unwrap();
+    mend(&out);
     let count = || place.sql("SELECT count(*) FROM 'out/'").unwrap_or_default();
     until("it goes on", || count() == "10000");
     pipeline.signal("-TERM");
