@@ -100,7 +100,5 @@ fn to_files(broker: &Broker, place: &Place, location: &str, size: Size) {
         size.batch_rows
     );
     run_and_kill(broker, place, &from, &sql, size, 2);
-    let read = place.sql(&format!("SELECT id FROM '{location}'")).unwrap();
-    let ids: Vec<usize> = read.lines().map(|line| line.parse().unwrap()).collect();
-    assert_each_once(&ids, records);
+    assert_each_once(&place.ids(location), records);
 }

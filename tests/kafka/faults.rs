@@ -156,10 +156,7 @@ fn second_instance(broker: &Broker, to_topic: bool) {
     place.run_to_end(&sql);
     let ids = match to_topic {
         true => ids(&consume(broker, &to)),
-        false => {
-            let read = place.sql("SELECT id FROM 'out/'").unwrap();
-            read.lines().map(|line| line.parse().unwrap()).collect()
-        }
+        false => place.ids("out/"),
     };
     assert_each_once(&ids, next);
 }
@@ -358,8 +355,7 @@ fn disk_that_fails(broker: &Broker, reason: &str, spoil: impl Fn(&Path), mend: i
     pipeline.signal("-TERM");
     let (status, log) = pipeline.wait();
     assert!(status.success(), "{log}");
-    let read = place.sql("SELECT id FROM 'out/'").unwrap();
-    assert_each_once(&read.lines().map(|line| line.parse().unwrap()).collect::<Vec<usize>>(), 10_000);
+    assert_each_once(&place.ids("out/"), 10_000);
 }
 
 /// The other instance takes over where one has stopped, and does not begin anew for that.
@@ -382,8 +378,7 @@ fn instances_of_a_file_sink(broker: &Broker) {
     first.signal("-TERM");
     let (status, log) = first.wait();
     assert!(status.success() && !log.contains("trying again"), "{log}");
-    let read = place.sql("SELECT id FROM 'out/'").unwrap();
-    assert_each_once(&read.lines().map(|line| line.parse().unwrap()).collect::<Vec<usize>>(), 20_000);
+    assert_each_once(&place.ids("out/"), 20_000);
 }
 
 /// What a folder was written from stays: another topic has other offsets.

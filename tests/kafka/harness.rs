@@ -186,6 +186,12 @@ impl Place {
         }
     }
 
+    /// The ids in the files of a folder.
+    pub(crate) fn ids(&self, location: &str) -> Vec<usize> {
+        let read = self.sql(&format!("SELECT id FROM '{location}'")).unwrap();
+        read.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
     /// Starts a pipeline.
     pub(crate) fn run(&self, sql: &str, arguments: &[&str]) -> Pipeline {
         self.run_as("pipeline", sql, arguments)

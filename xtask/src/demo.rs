@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use xtask::kafka::Broker;
+use xtask::remove;
 
 use crate::{cargo, cargo_command, root, run, setup};
 
@@ -19,9 +20,7 @@ pub(crate) fn show() -> Result<()> {
     let script = root().join("examples").join("demo").join("demo.sql");
     let script = std::fs::read_to_string(&script).with_context(|| format!("could not read {}", script.display()))?;
     let models = root().join("target").join("demo-models");
-    if models.exists() {
-        std::fs::remove_dir_all(&models)?;
-    }
+    remove(&models)?;
     for part in script.split(HEADING).skip(1) {
         let (heading, sql) = part.split_once('\n').unwrap_or((part, ""));
         let mut out = std::io::stdout().lock();

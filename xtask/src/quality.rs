@@ -64,9 +64,7 @@ struct Bench {
 impl Bench {
     /// Runs statements on an empty model store; the rows of the last one.
     fn sql(&self, sql: &str) -> Result<Vec<Vec<f64>>> {
-        if self.models.exists() {
-            std::fs::remove_dir_all(&self.models)?;
-        }
+        xtask::remove(&self.models)?;
         let output = Command::new(&self.program)
             .args(["sql", "--quiet", "--format", "csv", "--models"])
             .arg(&self.models)

@@ -75,7 +75,7 @@ pub(crate) struct Holder {
 }
 
 /// A run of an instance.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) instance: String,
     /// No two runs have the same.
