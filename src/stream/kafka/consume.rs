@@ -300,10 +300,11 @@ impl Reader {
             if (is_last && since.is_none()) || batches.is_closed() {
                 return Ok(());
             }
+            // of whole milliseconds: a poll waits the rest of one by asking again and again
+            let left = self.max_age.saturating_sub(age).as_millis().max(1);
             let mut patience = match since {
                 None => IDLE,
-                Some(_) if age >= self.max_age => Duration::from_millis(1),
-                Some(_) => (self.max_age - age).min(IDLE),
+                Some(_) => u64::try_from(left).map_or(IDLE, Duration::from_millis).min(IDLE),
             };
             // what is at hand is taken without a look at the clock
             for _ in 0..RECORDS_A_LOOK {

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use datafusion::arrow::array::Array;
 use datafusion::error::DataFusionError;
 use parking_lot::Mutex;
+use rdkafka::bindings::rd_kafka_flush;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 
 use super::consume::{Span, topic_exists};
@@ -20,8 +22,8 @@ use crate::stream::stop::Stop;
 
 /// How long one call may wait for brokers; it is made again.
 const CALL: Duration = Duration::from_secs(10);
-/// How long one look at what brokers have taken waits for more.
-const STEP: Duration = Duration::from_millis(1);
+/// Milliseconds after which a wait for brokers looks for records that they have not taken.
+const STEP: i32 = 10;
 /// Records between two such looks.
 const RECORDS_A_POLL: usize = 4096;
 /// How long a pipeline that is to stop still waits for brokers.
@@ -164,8 +166,19 @@ impl Producer {
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
                 Err((error, _)) => return Err(unwritten(topic, &error)),
             };
-            self.inner.poll(STEP);
+            self.wait();
         }
+    }
+
+    /// Waits until brokers have taken everything, but not for long; tells whether they have.
+    ///
+    /// The flush of `BaseProducer` waits for reports, which only records that were not taken have, and waits a last
+    /// millisecond by asking again and again.
+    fn wait(&self) -> RDKafkaRespErr {
+        // SAFETY: the producer lives as long as `inner`.
+        let answer = unsafe { rd_kafka_flush(self.inner.client().native_ptr(), STEP) };
+        self.inner.poll(Duration::ZERO);
+        answer
     }
 
     /// Waits until all records are written.
@@ -181,16 +194,19 @@ impl Producer {
     }
 
     /// Waits until brokers have taken everything, or have not.
-    ///
-    /// librdkafka's own flush polls for a tenth of a second at a time.
     fn drain(&self) -> Result<(), Failure> {
         let begun = Instant::now();
-        while let Err(error) = self.inner.flush(STEP) {
+        loop {
+            let answer = self.wait();
+            match answer {
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT => {}
+                error => return Err(judged("writing", &KafkaError::Flush(error.into()))),
+            }
             if self.stop.is_asked() && begun.elapsed() > LAST_CALL {
-                return Err(judged("writing", &error));
+                return Err(judged("writing", &KafkaError::Flush(answer.into())));
             }
         }
-        Ok(())
     }
 
     /// Begins a transaction.
