@@ -89,7 +89,7 @@ fn beside_python(script: &str, rows: &Rows) -> Result<()> {
 /// Runs the package `benches/stream` with a broker and with what the other contender needs.
 fn stream(records: usize, rounds: usize, rate: Option<u32>) -> Result<()> {
     let python = environment("stream", &root().join("benches").join("stream").join("requirements.txt"))?;
-    let broker = Broker::start()?;
+    let broker = Broker::start_measured()?;
     cargo(["build", "--release", "--bin", "aefusion"])?;
     let folder = root().join("target").join("stream");
     run_command(

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,9 @@ use crate::{checked, remove, root};
 const START: Duration = Duration::from_secs(90);
 /// How long it may take to end when it is asked to.
 const STOP: Duration = Duration::from_secs(30);
+/// Where files are kept in memory, and the bytes that benchmarks may write there.
+const MEMORY: &str = "/dev/shm";
+const MEMORY_BYTES: u64 = 6 << 30;
 /// User and password of the listener with SASL.
 pub const USER: (&str, &str) = ("pump", "correct-horse");
 
@@ -43,12 +46,33 @@ impl Broker {
     /// # Errors
     /// If there is none, with what to install; if it does not start.
     pub fn start() -> Result<Self> {
+        Self::first(None)
+    }
+
+    /// The first that is there, to be measured: one that is started by Java writes to memory if there is enough of it, so
+    /// that no disk is measured.
+    ///
+    /// # Errors
+    /// See [`Broker::start`].
+    pub fn start_measured() -> Result<Self> {
+        // one name, so that what an interrupted run left is removed by the next one
+        let data = Path::new(MEMORY).join("aefusion-bench");
+        remove(&data)?;
+        let is_enough = free(Path::new(MEMORY)).is_some_and(|free| free >= MEMORY_BYTES);
+        if !is_enough {
+            writeln!(std::io::stderr(), "{MEMORY} has too little room: a disk that brokers write to is measured, too")?;
+        }
+        Self::first(is_enough.then_some(data))
+    }
+
+    /// `data`: where one that is started by Java keeps its data, if not in its folder.
+    fn first(data: Option<PathBuf>) -> Result<Self> {
         if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP_SERVERS") {
             return Ok(Self { bootstrap, kind: Kind::Given });
         }
         match has_docker_engine() {
             true => Self::docker(),
-            false => Self::java(),
+            false => Self::java_at(data),
         }
     }
 
@@ -57,7 +81,11 @@ impl Broker {
     /// # Errors
     /// If there is no Java or no Maven, or it does not start.
     pub fn java() -> Result<Self> {
-        let java = Java::prepare()?;
+        Self::java_at(None)
+    }
+
+    fn java_at(data: Option<PathBuf>) -> Result<Self> {
+        let java = Java::prepare(data)?;
         let mut broker = Self { bootstrap: java.bootstrap(), kind: Kind::Java(java) };
         broker.resume()?;
         Ok(broker)
@@ -131,6 +159,7 @@ impl Drop for Broker {
             Kind::Docker { container } => drop(Command::new("docker").args(["stop", container]).output()),
             Kind::Java(java) => {
                 drop(java.stop(true));
+                drop(std::fs::remove_dir_all(&java.data));
                 drop(std::fs::remove_dir_all(&java.folder));
             }
         }
@@ -155,6 +184,7 @@ fn has_docker_engine() -> bool {
 #[derive(Debug)]
 struct Java {
     folder: PathBuf,
+    data: PathBuf,
     libraries: PathBuf,
     /// Of the broker, its controller, and its listener with SASL and TLS.
     ports: [u16; 3],
@@ -163,11 +193,12 @@ struct Java {
 
 impl Java {
     /// A folder with settings and no data.
-    fn prepare() -> Result<Self> {
+    fn prepare(data: Option<PathBuf>) -> Result<Self> {
         let libraries = libraries()?;
         let folder = root().join("target").join("kafka").join(format!("{}-{}", std::process::id(), unique()));
         std::fs::create_dir_all(&folder)?;
-        let java = Self { folder, libraries, ports: free_ports()?, process: None };
+        let data = data.unwrap_or_else(|| folder.join("data"));
+        let java = Self { folder, data, libraries, ports: free_ports()?, process: None };
         java.certify()?;
         std::fs::write(java.folder.join("server.properties"), java.settings())?;
         let id = ["--cluster-id", "AEfusionAEfusionAEfusg", "--standalone", "--config"];
@@ -208,7 +239,7 @@ impl Java {
              transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n\
              auto.create.topics.enable=false\n",
             self.folder.join("broker.pem").display(),
-            self.folder.join("data").display(),
+            self.data.display(),
         )
     }
 
@@ -227,7 +258,7 @@ impl Java {
         let mut command = Command::new("java");
         let logging = root().join("xtask").join("kafka").join("log4j2.properties");
         command.arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
-        command.args(["-Xms256m", "-Xmx1g", "-XX:+ExitOnOutOfMemoryError"]);
+        command.args(["-Xms1g", "-Xmx1g", "-XX:+ExitOnOutOfMemoryError"]);
         // as Kafka's own scripts start it
         command.args(["-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"]);
         command.args(["-XX:+ExplicitGCInvokesConcurrent", "-cp"]);
@@ -285,6 +316,12 @@ fn libraries() -> Result<PathBuf> {
     checked(maven.arg(&project).arg(format!("-DoutputDirectory={}", folder.display())))?;
     std::fs::write(stamp, wanted)?;
     Ok(folder)
+}
+
+/// Bytes that can be written to a folder; none if that cannot be told.
+fn free(folder: &Path) -> Option<u64> {
+    let output = checked(Command::new("df").args(["--output=avail", "--block-size=1"]).arg(folder)).ok()?;
+    String::from_utf8(output.stdout).ok()?.lines().nth(1)?.trim().parse().ok()
 }
 
 /// Ports that nobody listens on.

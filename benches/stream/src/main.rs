@@ -26,6 +26,10 @@ const MEASURED: Duration = Duration::from_secs(30);
 const WARM_UP: Duration = Duration::from_secs(30);
 /// How long a contender may take to give its first result.
 const START: Duration = Duration::from_secs(60);
+/// Records without keys are written to one partition for a while, and then to the next, as Kafka's clients do: so many of
+/// them, or all that is due in a step.
+const RECORDS_A_TURN: usize = 1_000;
+const STEP: Duration = Duration::from_millis(5);
 /// Values of the features: different numbers of usual lengths.
 const VALUES: usize = 5_000;
 
@@ -159,11 +163,13 @@ impl Bench {
         config.set("delivery.report.only.error", "true").create().unwrap()
     }
 
-    fn send(&self, producer: &BaseProducer, topic: &str, id: usize, sent: u64) {
+    /// To the partition whose turn it is.
+    fn send(&self, producer: &BaseProducer, topic: &str, turn: usize, id: usize, sent: u64) {
         let value = format!("{{\"id\":{id},\"sent\":{sent},{}", self.values[id % VALUES]);
-        let partition = i32::try_from(id % usize::try_from(PARTITIONS).unwrap()).unwrap();
+        let partition = i32::try_from(turn % usize::try_from(PARTITIONS).unwrap()).unwrap();
+        let sent = i64::try_from(sent / 1000).unwrap();
         loop {
-            match producer.send(BaseRecord::<(), str>::to(topic).partition(partition).payload(&value)) {
+            match producer.send(BaseRecord::<(), str>::to(topic).partition(partition).timestamp(sent).payload(&value)) {
                 Ok(()) => return,
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
                     producer.poll(Duration::from_millis(1));
@@ -176,7 +182,7 @@ impl Bench {
     fn fill(&self, topic: &str, records: usize) {
         let (producer, sent) = (self.producer(), micros());
         for id in 0..records {
-            self.send(&producer, topic, id, sent);
+            self.send(&producer, topic, id / RECORDS_A_TURN, id, sent);
             if id % 10_000 == 0 {
                 producer.poll(Duration::ZERO);
             }
@@ -289,7 +295,7 @@ impl Bench {
             let producer = self.producer();
             let start = Instant::now();
             while !has_begun.load(Ordering::Relaxed) && start.elapsed() < START {
-                self.send(&producer, &from, 0, micros());
+                self.send(&producer, &from, 0, 0, micros());
                 producer.flush(Duration::from_secs(1)).unwrap();
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -312,18 +318,20 @@ impl Bench {
         [share(50), share(99), share(100)].map(|micros| Duration::from_micros(micros).as_secs_f64() * 1000.0)
     }
 
-    /// Writes at a rate, a little each millisecond.
+    /// Writes at a rate, a little in each step.
     fn pace(&self, producer: &BaseProducer, topic: &str, rate: f64) {
         let start = Instant::now();
-        let mut id = 0_u32;
+        let (mut id, mut turn) = (0_u32, 0);
         while start.elapsed() < WARM_UP + MEASURED {
-            let (due, sent) = (start.elapsed().as_secs_f64() * rate, micros());
+            let (elapsed, sent) = (start.elapsed(), micros());
+            let due = elapsed.as_secs_f64() * rate;
             while f64::from(id) < due {
-                self.send(producer, topic, id.try_into().unwrap(), sent);
+                self.send(producer, topic, turn, id.try_into().unwrap(), sent);
                 id += 1;
             }
+            turn += 1;
             producer.poll(Duration::ZERO);
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(STEP);
         }
         producer.flush(Duration::from_secs(60)).unwrap();
     }
