@@ -21,9 +21,9 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 const PARTITIONS: i32 = 4;
 /// How long a latency is measured, and how long nothing is kept before: brokers compile what they do often while they run,
-/// and for half a minute that takes a quarter of two cores.
-const MEASURED: Duration = Duration::from_secs(30);
-const WARM_UP: Duration = Duration::from_secs(30);
+/// and for a minute that takes a quarter of two cores.
+const MEASURED: Duration = Duration::from_secs(60);
+const WARM_UP: Duration = Duration::from_secs(60);
 /// How long a contender may take to give its first result.
 const START: Duration = Duration::from_secs(60);
 /// Records without keys are written to one partition for a while, and then to the next, as Kafka's clients do: so many of
@@ -96,12 +96,13 @@ fn main() {
     let [ours, json, orjson] = medians;
     println!("\nratio of the medians: {:.2} with json, {:.2} with orjson\n", ours / json, ours / orjson);
     bench.remove(&[&from]);
-    // half of what each can do, and all of them half of what the slowest can
+    // All of them at half of what the slowest can, and then each at half of what it can: the higher a rate, the longer a
+    // broker was warmed for it.
     let slowest = medians.into_iter().fold(f64::INFINITY, f64::min);
-    for (contender, rate) in contenders.into_iter().zip(medians) {
-        let rates = if rate > slowest { vec![rate, slowest] } else { vec![slowest] };
-        rates.into_iter().for_each(|rate| bench.tell_latency(contender, rate / 2.0));
-    }
+    contenders.into_iter().for_each(|contender| bench.tell_latency(contender, slowest / 2.0));
+    let mut own: Vec<_> = contenders.into_iter().zip(medians).filter(|(_, rate)| *rate > slowest).collect();
+    own.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+    own.into_iter().for_each(|(contender, rate)| bench.tell_latency(contender, rate / 2.0));
 }
 
 /// `"f0":-0.1234,…}`, from a generator that is the same everywhere.
