@@ -197,14 +197,11 @@ impl Producer {
     fn drain(&self) -> Result<(), Failure> {
         let begun = Instant::now();
         loop {
-            let answer = self.wait();
-            match answer {
+            let must_stop = self.stop.is_asked() && begun.elapsed() > LAST_CALL;
+            match self.wait() {
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
-                RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT => {}
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT if !must_stop => {}
                 error => return Err(judged("writing", &KafkaError::Flush(error.into()))),
-            }
-            if self.stop.is_asked() && begun.elapsed() > LAST_CALL {
-                return Err(judged("writing", &KafkaError::Flush(answer.into())));
             }
         }
     }
