@@ -18,7 +18,7 @@ const START: Duration = Duration::from_secs(90);
 const STOP: Duration = Duration::from_secs(30);
 /// Where files are kept in memory, and the bytes that benchmarks may write there.
 const MEMORY: &str = "/dev/shm";
-const MEMORY_BYTES: u64 = 6 << 30;
+const MEMORY_BYTES: u64 = 4 << 30;
 /// User and password of the listener with SASL.
 pub const USER: (&str, &str) = ("pump", "correct-horse");
 
@@ -237,7 +237,10 @@ impl Java {
              group.initial.rebalance.delay.ms=0\n\
              group.min.session.timeout.ms=500\n\
              transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n\
-             auto.create.topics.enable=false\n",
+             auto.create.topics.enable=false\n\
+             log.retention.ms=-1\n\
+             log.retention.check.interval.ms=2000\n\
+             log.segment.delete.delay.ms=0\n",
             self.folder.join("broker.pem").display(),
             self.data.display(),
         )

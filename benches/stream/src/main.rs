@@ -30,6 +30,9 @@ const START: Duration = Duration::from_secs(60);
 /// them, or all that is due in a step.
 const RECORDS_A_TURN: usize = 1_000;
 const STEP: Duration = Duration::from_millis(5);
+/// What is kept of a partition that is written to for minutes: its last seconds, so that a broker writes to memory that it
+/// wrote to before, of which there is enough.
+const KEPT: [(&str, &str); 2] = [("segment.bytes", "67108864"), ("retention.bytes", "134217728")];
 /// Values of the features: different numbers of usual lengths.
 const VALUES: usize = 5_000;
 
@@ -76,7 +79,7 @@ fn main() {
     if let Ok(rate) = std::env::var("RATE") {
         return bench.tell_latency(Contender::Aefusion, rate.parse().unwrap());
     }
-    let from = bench.topic("readings");
+    let from = bench.topic("readings", &[]);
     bench.fill(&from, records);
     println!("{records} JSON records of eight features, {PARTITIONS} partitions, {rounds} rounds\n");
     let contenders = [Contender::Aefusion, Contender::Python, Contender::PythonOrjson];
@@ -142,10 +145,11 @@ impl Bench {
         assert!(Command::new(&self.python).arg(script).arg(self.model()).status().unwrap().success());
     }
 
-    fn topic(&self, name: &str) -> String {
+    fn topic(&self, name: &str, settings: &[(&str, &str)]) -> String {
         let topic = format!("{name}-{}", micros());
         let admin: AdminClient<_> = self.config().create().unwrap();
         let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1)).set("file.delete.delay.ms", "0");
+        let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
         let made = futures::executor::block_on(admin.create_topics([&new], &AdminOptions::new())).unwrap();
         made.into_iter().for_each(|made| drop(made.unwrap()));
         topic
@@ -238,7 +242,7 @@ impl Bench {
 
     /// Records a second, the start of the program and its end included.
     fn throughput(&self, contender: Contender, from: &str, records: usize) -> f64 {
-        let to = self.topic("errors");
+        let to = self.topic("errors", &[]);
         let start = Instant::now();
         let status = self.start(contender, from, &to, true).wait().unwrap();
         let took = start.elapsed();
@@ -281,7 +285,7 @@ impl Bench {
     ///
     /// The results of one partition are read: a sample, so that reading takes little from what is measured.
     fn latency(&self, contender: Contender, rate: f64) -> [f64; 3] {
-        let (from, to) = (self.topic("readings"), self.topic("errors"));
+        let [from, to] = ["readings", "errors"].map(|name| self.topic(name, &KEPT));
         let mut running = self.start(contender, &from, &to, false);
         let (is_over, has_begun) = (AtomicBool::new(false), AtomicBool::new(false));
         let mut results = Vec::new();
