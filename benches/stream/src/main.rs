@@ -148,7 +148,7 @@ impl Bench {
     fn topic(&self, name: &str, settings: &[(&str, &str)]) -> String {
         let topic = format!("{name}-{}", micros());
         let admin: AdminClient<_> = self.config().create().unwrap();
-        let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1)).set("file.delete.delay.ms", "0");
+        let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1));
         let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
         let made = futures::executor::block_on(admin.create_topics([&new], &AdminOptions::new())).unwrap();
         made.into_iter().for_each(|made| drop(made.unwrap()));
@@ -328,8 +328,7 @@ impl Bench {
         let start = Instant::now();
         let (mut id, mut turn) = (0_u32, 0);
         while start.elapsed() < WARM_UP + MEASURED {
-            let (elapsed, sent) = (start.elapsed(), micros());
-            let due = elapsed.as_secs_f64() * rate;
+            let (due, sent) = (start.elapsed().as_secs_f64() * rate, micros());
             while f64::from(id) < due {
                 self.send(producer, topic, turn, id.try_into().unwrap(), sent);
                 id += 1;
