@@ -19,6 +19,24 @@ const STOP: Duration = Duration::from_secs(30);
 /// Where files are kept in memory, and the bytes that benchmarks may write there.
 const MEMORY: &str = "/dev/shm";
 const MEMORY_BYTES: u64 = 4 << 30;
+/// Of every broker that is started here: one node, which keeps records however old they say they are, and nothing that was
+/// removed.
+const SETTINGS: [&str; 14] = [
+    "offsets.topic.replication.factor=1",
+    "offsets.topic.num.partitions=4",
+    "transaction.state.log.replication.factor=1",
+    "transaction.state.log.min.isr=1",
+    "transaction.state.log.num.partitions=4",
+    "share.coordinator.state.topic.replication.factor=1",
+    "share.coordinator.state.topic.min.isr=1",
+    "group.initial.rebalance.delay.ms=0",
+    "group.min.session.timeout.ms=500",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms=1000",
+    "auto.create.topics.enable=false",
+    "log.retention.ms=-1",
+    "log.retention.check.interval.ms=2000",
+    "log.segment.delete.delay.ms=0",
+];
 /// User and password of the listener with SASL.
 pub const USER: (&str, &str) = ("pump", "correct-horse");
 
@@ -94,23 +112,23 @@ impl Broker {
     fn docker() -> Result<Self> {
         let [port] = free_ports()?;
         let bootstrap = format!("127.0.0.1:{port}");
-        let setting = |text: &str| ["--env".to_owned(), text.to_owned()];
+        // the image takes the name of a setting as that of a variable
+        let variable = |setting: &str| {
+            let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
+            ["--env".to_owned(), format!("KAFKA_{}={value}", name.replace('.', "_").to_uppercase())]
+        };
         let settings = [
-            "KAFKA_NODE_ID=1",
-            "KAFKA_PROCESS_ROLES=broker,controller",
-            "KAFKA_LISTENERS=PLAINTEXT://:9092,CONTROLLER://:9093",
-            "KAFKA_CONTROLLER_LISTENER_NAMES=CONTROLLER",
-            "KAFKA_CONTROLLER_QUORUM_VOTERS=1@localhost:9093",
-            "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-            "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1",
-            "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR=1",
-            "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR=1",
-            "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0",
+            "node.id=1",
+            "process.roles=broker,controller",
+            "listeners=PLAINTEXT://:9092,CONTROLLER://:9093",
+            "controller.listener.names=CONTROLLER",
+            "controller.quorum.voters=1@localhost:9093",
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
         ];
         let mut command = Command::new("docker");
         command.args(["run", "--detach", "--rm", "--publish", &format!("127.0.0.1:{port}:9092")]);
-        command.args(settings.into_iter().flat_map(setting));
-        command.args(setting(&format!("KAFKA_ADVERTISED_LISTENERS=PLAINTEXT://{bootstrap}")));
+        command.args(settings.into_iter().chain(SETTINGS).flat_map(variable));
+        command.args(variable(&format!("advertised.listeners=PLAINTEXT://{bootstrap}")));
         let output = checked(command.arg(image()?))?;
         let container = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let broker = Self { bootstrap, kind: Kind::Docker { container } };
@@ -227,22 +245,10 @@ impl Java {
              ssl.keystore.type=PEM\n\
              ssl.keystore.location={}\n\
              log.dirs={}\n\
-             offsets.topic.replication.factor=1\n\
-             offsets.topic.num.partitions=4\n\
-             transaction.state.log.replication.factor=1\n\
-             transaction.state.log.min.isr=1\n\
-             transaction.state.log.num.partitions=4\n\
-             share.coordinator.state.topic.replication.factor=1\n\
-             share.coordinator.state.topic.min.isr=1\n\
-             group.initial.rebalance.delay.ms=0\n\
-             group.min.session.timeout.ms=500\n\
-             transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n\
-             auto.create.topics.enable=false\n\
-             log.retention.ms=-1\n\
-             log.retention.check.interval.ms=2000\n\
-             log.segment.delete.delay.ms=0\n",
+             {}\n",
             self.folder.join("broker.pem").display(),
             self.data.display(),
+            SETTINGS.join("\n"),
         )
     }
 
