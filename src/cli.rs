@@ -20,9 +20,9 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use datafusion::error::{DataFusionError, Result};
 
-use crate::message;
+use aefusion_udfs::message;
 use crate::session::{Session, SessionOptions};
-use crate::train::Watch;
+use aefusion_train::Watch;
 
 /// Exit code of a query that was interrupted by Ctrl-C.
 const INTERRUPTED: u8 = 130;

@@ -1,13 +1,6 @@
-//! The aefusion program: autoencoders in SQL. The functions themselves are in the crate `aefusion_udfs`.
+//! The aefusion program: autoencoders in SQL.
+//!
+//! The functions are in the crate `aefusion_udfs`, the trainer in `aefusion_train`, pipelines in `aefusion_stream`.
 
 pub mod cli;
-mod message;
-mod narrow;
 pub mod session;
-#[cfg(feature = "kafka")]
-pub mod stream;
-mod temporary;
-pub mod train;
-
-pub use message::message;
-use temporary::temporary_file;

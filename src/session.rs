@@ -7,7 +7,9 @@ mod stores;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_stream::SessionStateBuilderExt as _;
+use aefusion_train::{SqlTrainer, Unwatched, Watch};
+use aefusion_udfs::SessionStateBuilderExt as _;
 use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::store::ModelStore;
 use aefusion_udfs::sql::TrainerHandle;
@@ -18,8 +20,6 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
-
-use crate::train::{SqlTrainer, Unwatched, Watch};
 
 /// Consumers of memory that an out-of-memory error names.
 const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4);
@@ -94,16 +94,13 @@ impl Session {
             let pool = TrackConsumersPool::new(FairSpillPool::new(bytes), NAMED_CONSUMERS);
             runtime = runtime.with_memory_pool(Arc::new(pool));
         }
-        #[cfg(feature = "kafka")]
-        config.options_mut().extensions.insert(crate::stream::StreamOptions::default());
-        let builder = SessionStateBuilder::new()
+        let state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(runtime.build_arc()?)
             .with_default_features()
-            .with_autoencoders(models.clone());
-        #[cfg(feature = "kafka")]
-        let builder = builder.with_table_factory("KAFKA".to_owned(), Arc::new(crate::stream::KafkaTables));
-        let state = builder.build();
+            .with_autoencoders(models.clone())
+            .with_pipelines()
+            .build();
         let tables = Arc::new(files::FileTables::default());
         let catalogs = DynamicFileCatalog::new(Arc::clone(state.catalog_list()), Arc::clone(&tables) as _);
         let state = SessionStateBuilder::new_from_existing(state).with_catalog_list(Arc::new(catalogs)).build();

@@ -10,7 +10,7 @@ use datafusion::config::ExtensionOptions;
 use datafusion::error::Result;
 
 use super::{Outcome, SessionArgs};
-use crate::train::Unwatched;
+use aefusion_train::Unwatched;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -33,7 +33,7 @@ impl DoctorArgs {
             }
             Err(e) => {
                 outcome = Outcome::Failed;
-                writeln!(out, "ONNX Runtime  MISSING: {}", crate::message(&e))?;
+                writeln!(out, "ONNX Runtime  MISSING: {}", aefusion_udfs::message(&e))?;
             }
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -46,7 +46,7 @@ impl DoctorArgs {
             Ok(n) => format!("{n} model files"),
             Err(e) => {
                 outcome = Outcome::Failed;
-                format!("CANNOT BE READ: {}", crate::message(&e))
+                format!("CANNOT BE READ: {}", aefusion_udfs::message(&e))
             }
         };
         writeln!(out, "model store   {}: {models}", session.models().store().location())?;

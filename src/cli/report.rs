@@ -20,7 +20,7 @@ use datafusion::error::Result;
 
 use super::{Outcome, SessionArgs};
 use crate::session::Session;
-use crate::train::Unwatched;
+use aefusion_train::Unwatched;
 
 /// Rows whose causes are shown.
 const WORST: usize = 10;
@@ -96,7 +96,7 @@ impl ReportArgs {
 fn write_whole(path: &std::path::Path, text: &str) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let mut file = crate::temporary_file(folder)?;
+    let mut file = aefusion_udfs::temporary_file(folder)?;
     file.write_all(text.as_bytes())?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())

@@ -1,25 +1,24 @@
 //! `aefusion run`: the pipelines of a file.
 
+mod http;
+
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aefusion_udfs::sql::{Statement, execute, explain, parse};
+use aefusion_stream::{Pipelines, RunOptions, Stats, Stop, check_name};
+use aefusion_train::Unwatched;
 use clap::Args;
-use datafusion::common::plan_err;
-use datafusion::common::runtime::{JoinSet, SpawnedTask};
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::sql::parser::Statement as DataFusionStatement;
-use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::log::{Format, Stderr};
 use super::{Outcome, SessionArgs};
 use crate::session::Session;
-use crate::stream::{Job, Metrics, Plan, Server, Stats, Stop, check_name};
-use crate::train::Unwatched;
+use http::Server;
 
 /// What is logged unless `RUST_LOG` says otherwise.
 const LOGGED: &str = "warn,aefusion=info";
@@ -75,7 +74,7 @@ impl RunArgs {
             Ok(()) => Ok(Outcome::Done),
             // one that reads the log reads the end in it, too
             Err(error) if self.log == Format::Json => {
-                tracing::error!("{}", crate::message(&error));
+                tracing::error!("{}", aefusion_udfs::message(&error));
                 Ok(Outcome::Failed)
             }
             Err(error) => Err(error),
@@ -83,93 +82,15 @@ impl RunArgs {
     }
 
     async fn pipelines(&self, session: &Session, script: &str, status: &ProgressBar) -> Result<()> {
-        let plans = plans(session, script, &stem(&self.file)).await?;
-        let (metrics, stop) = (Arc::new(Metrics::new()), Stop::default());
-        let mut jobs = JoinSet::new();
-        let mut all = Vec::new();
-        for plan in plans {
-            tracing::info!(pipeline = plan.name, instance = self.instance, "{}", plan.describe());
-            let stats = Stats::new(&plan.name, Arc::clone(&metrics));
-            all.push(Arc::clone(&stats));
-            let (models, instance, until_end) = (session.models().clone(), self.instance.clone(), self.until_end);
-            let job = Job { plan, models, instance, until_end, stop: stop.clone(), stats };
-            jobs.spawn(async move { job.run().await });
-        }
+        let pipelines = Pipelines::plan(session.context(), script, &stem(&self.file)).await?;
         let server = match self.http {
-            Some(address) => Some(Server::bind(address, all.clone(), metrics).await?),
+            Some(address) => Some(Server::bind(address, &pipelines).await?),
             None => None,
         };
         let _served = server.map(|server| SpawnedTask::spawn(server.serve()));
-        let _signalled = SpawnedTask::spawn(on_signal(stop.clone()));
-        let _ticking = SpawnedTask::spawn(tick(all.clone(), status.clone()));
-        let mut failed = None;
-        while let Some(ended) = jobs.join_next().await {
-            let ended = ended.map_err(|e| DataFusionError::External(Box::new(e)))?;
-            if let Err(error) = ended {
-                // pipelines of a file start and end together
-                stop.ask();
-                match &failed {
-                    None => failed = Some(error),
-                    Some(_) => tracing::error!("{}", crate::message(&error)),
-                }
-            }
-        }
-        for stats in &all {
-            tracing::info!(pipeline = stats.pipeline, "ended: {}", stats.line());
-        }
-        failed.map_or(Ok(()), Err)
-    }
-}
-
-/// Runs what stands before the pipelines, and plans those.
-async fn plans(session: &Session, script: &str, file: &str) -> Result<Vec<Plan>> {
-    let mut plans: Vec<Plan> = Vec::new();
-    for statement in parse(session.context(), script)? {
-        match statement {
-            Statement::DataFusion(statement) if is_insert(&statement) => {
-                let what = format!("{statement}");
-                let plan = Plan::try_new(&session.context().state(), *statement, file).await;
-                let plan = plan.map_err(|e| explain(shortened(&what), e))?;
-                if plans.iter().any(|other| other.name == plan.name) {
-                    return plan_err!(
-                        "two pipelines are called '{}'; SET stream.name = '…' before the second gives it another name",
-                        plan.name
-                    );
-                }
-                plans.push(plan);
-            }
-            Statement::DataFusion(statement) if is_query(&statement) => {
-                return plan_err!(
-                    "{}: a pipeline has nowhere to print rows; aefusion sql does",
-                    shortened(&statement.to_string())
-                );
-            }
-            statement => drop(execute(session.context(), statement).await?.collect().await?),
-        }
-    }
-    match plans.is_empty() {
-        true => plan_err!("the file has no INSERT INTO … SELECT …, so there is no pipeline to run"),
-        false => Ok(plans),
-    }
-}
-
-fn is_insert(statement: &DataFusionStatement) -> bool {
-    matches!(statement, DataFusionStatement::Statement(sql) if matches!(sql.as_ref(), SqlStatement::Insert(_)))
-}
-
-fn is_query(statement: &DataFusionStatement) -> bool {
-    match statement {
-        DataFusionStatement::Statement(sql) => matches!(sql.as_ref(), SqlStatement::Query(_)),
-        DataFusionStatement::Explain(_) => true,
-        _ => false,
-    }
-}
-
-fn shortened(statement: &str) -> String {
-    const SHOWN: usize = 60;
-    match statement.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &statement[..end]),
-        None => statement.to_owned(),
+        let _signalled = SpawnedTask::spawn(on_signal(pipelines.stop()));
+        let _shown = SpawnedTask::spawn(show(pipelines.stats().to_vec(), status.clone()));
+        pipelines.run(&RunOptions { instance: self.instance.clone(), until_end: self.until_end }).await
     }
 }
 
@@ -208,18 +129,12 @@ async fn terminated() -> io::Result<()> {
     tokio::signal::ctrl_c().await
 }
 
-/// Another second is over, and another.
-async fn tick(all: Vec<Arc<Stats>>, status: ProgressBar) {
+/// Shows the statistics every second.
+async fn show(all: Vec<Arc<Stats>>, status: ProgressBar) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     loop {
         seconds.tick().await;
-        let lines: Vec<String> = all
-            .iter()
-            .map(|stats| {
-                stats.tick();
-                stats.line()
-            })
-            .collect();
+        let lines: Vec<String> = all.iter().map(|stats| stats.line()).collect();
         status.set_message(lines.join("  ·  "));
     }
 }

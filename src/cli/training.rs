@@ -9,7 +9,7 @@ use indicatif::{HumanCount, HumanFloatCount, ProgressBar, ProgressDrawTarget, Pr
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use crate::train::{Watch, Wish};
+use aefusion_train::{Watch, Wish};
 
 /// Time between two lines where there is no terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Scored, Worst, charts};
 use crate::cli::training::summary_lines;
-use crate::train::two_axes;
+use aefusion_train::two_axes;
 
 /// Points of the scatter plot: more are a blot.
 const POINTS: usize = 3000;

@@ -1,0 +1,32 @@
+//! The bytes of a record are the one column.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::plan_err;
+use datafusion::error::Result;
+
+use crate::columns::cast_exactly;
+
+pub(super) fn check(values: &SchemaRef) -> Result<()> {
+    let is_text_or_bytes = |data_type: &DataType| data_type.is_string() || data_type.is_binary();
+    match values.fields().as_ref() {
+        [field] if is_text_or_bytes(field.data_type()) => Ok(()),
+        fields => plan_err!(
+            "a table with format = 'raw' has one column for the value, VARCHAR or BYTEA; found {}",
+            fields.iter().map(|field| format!("{} {}", field.name(), field.data_type())).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+pub(super) fn decode(values: &BinaryArray, wanted: &SchemaRef) -> Result<RecordBatch> {
+    let bytes: ArrayRef = Arc::new(values.clone());
+    let columns = wanted.fields().iter().map(|field| cast_exactly(&bytes, field.data_type())).collect::<Result<_>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(values.len()));
+    Ok(RecordBatch::try_new_with_options(SchemaRef::clone(wanted), columns, &options)?)
+}
+
+pub(super) fn encode(rows: &RecordBatch) -> Result<BinaryArray> {
+    Ok(cast_exactly(rows.column(0), &DataType::Binary)?.as_binary().clone())
+}

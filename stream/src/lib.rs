@@ -1,0 +1,83 @@
+//! Pipelines for Apache DataFusion: `INSERT INTO sink SELECT … FROM topic`, continuously, in micro-batches.
+//!
+//! ```text
+//! topic ─ Reader ─ micro-batch ─ Query ─ rows ─ Sink ─ topic or files
+//!            │                                    │
+//!            └── offsets ─────────────────────────┘ committed with the rows
+//! ```
+//!
+//! The three stages run in parallel, one micro-batch each. Each hands over through a channel with one place, so a slow
+//! sink slows down the query, and the query slows down the reader (backpressure). After a failure of a broker or a disk,
+//! the pipeline drops all three, opens them again and continues from the last commit. A start takes the same way.
+//!
+//! An application adds topics and pipelines to its session, and runs a script:
+//!
+//! ```no_run
+//! # #[cfg(feature = "kafka")]
+//! # async fn run() -> datafusion::error::Result<()> {
+//! use aefusion_stream::{Pipelines, RunOptions, SessionStateBuilderExt};
+//! use aefusion_udfs::SessionStateBuilderExt as _;
+//! use aefusion_udfs::model::{catalog::Models, store::ModelStore};
+//! use datafusion::execution::SessionStateBuilder;
+//! use datafusion::prelude::SessionContext;
+//!
+//! let state = SessionStateBuilder::new()
+//!     .with_default_features()
+//!     .with_autoencoders(Models::new(ModelStore::open("models")?))
+//!     .with_pipelines()
+//!     .build();
+//! let script = "CREATE EXTERNAL TABLE …; INSERT INTO alerts SELECT …";
+//! let pipelines = Pipelines::plan(&SessionContext::new_with_state(state), script, "alerts").await?;
+//! let stop = pipelines.stop();    // stop.ask() ends the pipelines after their last commit
+//! pipelines.run(&RunOptions::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+#[cfg(feature = "kafka")]
+mod check;
+#[cfg(feature = "kafka")]
+mod columns;
+#[cfg(feature = "kafka")]
+mod failure;
+#[cfg(feature = "kafka")]
+mod format;
+#[cfg(feature = "kafka")]
+mod job;
+#[cfg(feature = "kafka")]
+mod kafka;
+#[cfg(feature = "kafka")]
+mod metrics;
+#[cfg(feature = "kafka")]
+mod micro_batch;
+#[cfg(not(feature = "kafka"))]
+mod no_kafka;
+#[cfg(feature = "kafka")]
+mod pipelines;
+#[cfg(feature = "kafka")]
+mod query;
+#[cfg(feature = "kafka")]
+mod records;
+mod session;
+mod settings;
+#[cfg(feature = "kafka")]
+mod sink;
+#[cfg(feature = "kafka")]
+mod stats;
+#[cfg(feature = "kafka")]
+mod stop;
+
+#[cfg(feature = "kafka")]
+pub use kafka::KafkaTables;
+#[cfg(feature = "kafka")]
+pub use metrics::Metrics;
+#[cfg(not(feature = "kafka"))]
+pub use no_kafka::KafkaTables;
+#[cfg(feature = "kafka")]
+pub use pipelines::{Pipelines, RunOptions, check_name};
+pub use session::SessionStateBuilderExt;
+pub use settings::StreamOptions;
+#[cfg(feature = "kafka")]
+pub use stats::{Snapshot, Stats};
+#[cfg(feature = "kafka")]
+pub use stop::Stop;

@@ -1,0 +1,26 @@
+//! Topics and pipelines for a session that is being built.
+
+use std::sync::Arc;
+
+use datafusion::execution::SessionStateBuilder;
+
+use crate::{KafkaTables, StreamOptions};
+
+/// Topics and pipelines for a session that is being built.
+pub trait SessionStateBuilderExt {
+    /// Adds the settings `stream.…` and the tables `STORED AS KAFKA`.
+    ///
+    /// Without the cargo feature `kafka`, a statement that makes such a table fails and names the feature.
+    #[must_use]
+    fn with_pipelines(self) -> Self;
+}
+
+impl SessionStateBuilderExt for SessionStateBuilder {
+    fn with_pipelines(mut self) -> Self {
+        let config = self.config().get_or_insert_default();
+        if config.options().extensions.get::<StreamOptions>().is_none() {
+            config.options_mut().extensions.insert(StreamOptions::default());
+        }
+        self.with_table_factory("KAFKA".to_owned(), Arc::new(KafkaTables))
+    }
+}
