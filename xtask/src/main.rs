@@ -2,11 +2,13 @@
 
 mod bench;
 mod demo;
+mod lint;
 mod quality;
 mod setup;
 
 use std::io::Write;
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -39,6 +41,11 @@ enum Task {
     },
     /// Run all tests
     Test,
+    /// Check prose, links, files and crates by the rules of this repository
+    Lint {
+        /// Only findings in these files and folders
+        paths: Vec<PathBuf>,
+    },
     /// Everything a change must pass: format, lints, features, documentation, tests, demo
     Ci,
     /// Run benchmarks
@@ -54,13 +61,25 @@ enum Demo {
     Stream,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    match run_task(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        // without the backtrace that anyhow adds: a task fails because of what it checks, not because of its code
+        Err(e) => {
+            drop(writeln!(std::io::stderr(), "error: {e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_task(task: Task) -> Result<()> {
+    match task {
         Task::Setup => setup::fetch(),
         Task::Demo { what: None } => demo::show(),
         Task::Demo { what: Some(Demo::Stream) } => demo::stream(),
         Task::Kafka { command } => kafka(&command),
         Task::Test => test(),
+        Task::Lint { paths } => lint::run(&paths),
         Task::Ci => ci(),
         Task::Bench { what } => bench::run(&what),
     }
@@ -149,4 +168,9 @@ fn run(command: &mut Command) -> Result<()> {
         bail!("{command:?} ended with {status}");
     }
     Ok(())
+}
+
+/// Writes a line to the standard output.
+fn say(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
 }
