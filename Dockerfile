@@ -1,14 +1,15 @@
-# The program with ONNX Runtime and the examples. docker-compose.yml builds it; alone: docker build --tag aefusion .
+# An image with the program, ONNX Runtime and the examples. docker-compose.yml builds it. To build it alone:
+# docker build --tag aefusion .
 
 FROM rust:1.95-bookworm AS build
-# No versions of packages (DL3008), here and below: Debian's mirrors keep only the newest of each, which has its fixes.
+# Package versions are not pinned (DL3008), here and below. Debian's mirrors keep only the newest version, with its fixes.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libssl-dev pkg-config python3-pip zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY . .
-# Caches are no part of an image, so the program is copied out of target/ while that is there.
+# Cache mounts are not part of the image. So the program is copied out of target/ in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=cache,target=/build/target,sharing=locked \
@@ -17,7 +18,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && cargo xtask setup
 
 FROM debian:bookworm-slim
-# A new volume takes over the owner of the folder that it is mounted at.
+# The folder of the model store belongs to the user of the program. A new volume takes the owner of its mount point.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libssl3 zlib1g \
@@ -27,14 +28,14 @@ RUN apt-get update \
     && install --directory --owner=10001 --group=10001 /var/lib/aefusion /var/lib/aefusion/models
 COPY --from=build /build/.onnxruntime/lib/libonnxruntime.so /usr/local/lib/
 COPY --from=build /build/.onnxruntime/LICENSE /build/.onnxruntime/ThirdPartyNotices.txt /usr/share/doc/onnxruntime/
-# uPlot draws the page of `aefusion run`.
-COPY LICENSE src/stream/page/uPlot.LICENSE /usr/share/doc/aefusion/
+# The page of `aefusion run` contains uPlot.
+COPY LICENSE src/cli/run/page/uPlot.LICENSE /usr/share/doc/aefusion/
 COPY examples /usr/share/aefusion/examples
 COPY --from=build /usr/local/bin/aefusion /usr/local/bin/
 ENV ORT_DYLIB_PATH=/usr/local/lib/libonnxruntime.so \
     AEFUSION_MODELS=/var/lib/aefusion/models
 WORKDIR /usr/share/aefusion
-# In numbers, so that Kubernetes can tell that it is not root.
+# Numbers instead of names: Kubernetes can then check that the user is not root.
 USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["aefusion"]

@@ -1,11 +1,11 @@
--- Watches a machine: every reading of its temperature that does not go with the hour before it is an alert.
+-- Watches the temperature of a machine. A reading is an alert if it does not fit the hour before it.
 --
 --     export KAFKA_BOOTSTRAP_SERVERS=localhost:9092
 --     aefusion run examples/pipeline.sql --http 127.0.0.1:8080
 --
--- examples/replay.sh writes readings to the topic, with some faults that the machine did not have.
+-- examples/replay.sh writes readings to the topic, and adds some faults. docs/streaming.md is a tutorial.
 
--- Each record is a reading, m55, and those of the hour before it, five minutes apart.
+-- Each record has a reading, m55, and the readings of the 55 minutes before it, five minutes apart.
 CREATE EXTERNAL TABLE readings (
   ts TIMESTAMP,
   m00 DOUBLE, m05 DOUBLE, m10 DOUBLE, m15 DOUBLE, m20 DOUBLE, m25 DOUBLE,
@@ -17,7 +17,7 @@ CREATE EXTERNAL TABLE alerts (ts TIMESTAMP, temperature DOUBLE, error DOUBLE, p 
 STORED AS KAFKA LOCATION 'kafka://env:KAFKA_BOOTSTRAP_SERVERS/machine-alerts'
 OPTIONS ('partitions' '2');
 
--- Learnt at the first start, from two months in which nothing is known to have failed.
+-- Trained at the first start, on the hours without a known failure.
 CREATE MODEL IF NOT EXISTS machine OPTIONS (hidden_units = [16, 4, 16], contamination = 0.002, seed = 1) AS
 SELECT m00, m05, m10, m15, m20, m25, m30, m35, m40, m45, m50, m55 FROM (
   SELECT ts, sum(label) OVER w AS labels,
@@ -29,7 +29,7 @@ SELECT m00, m05, m10, m15, m20, m25, m30, m35, m40, m45, m50, m55 FROM (
   WINDOW w AS (ORDER BY ts ROWS BETWEEN 11 PRECEDING AND CURRENT ROW)
 ) WHERE labels = 0 AND m00 IS NOT NULL;
 
--- A version of the model that is published later is taken up between two micro-batches.
+-- The pipeline switches to new versions of the model between two micro-batches.
 SET stream.reload = 'poll';
 
 INSERT INTO alerts

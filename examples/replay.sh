@@ -1,10 +1,11 @@
 #!/bin/sh
-# Replays the readings of a machine into the topic of examples/pipeline.sql, with faults, over and over.
+# Writes the readings of a machine to the topic of examples/pipeline.sql, with faults. Repeats them continuously, or stops
+# after READINGS.
 #
 #     export KAFKA_BOOTSTRAP_SERVERS=localhost:9092
-#     examples/replay.sh [READINGS A SECOND] [READINGS]
+#     examples/replay.sh [READINGS_PER_SECOND] [READINGS]
 #
-# AEFUSION is the program, by default `aefusion`.
+# The environment variable AEFUSION names the program. Default: aefusion.
 set -eu
 cd "$(dirname "$0")/.."
 per_second=${1:-100}

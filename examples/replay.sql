@@ -1,5 +1,5 @@
--- Readings :from to :to of the machine, as records of the topic; see replay.sh. Some have faults: a spike every 1500
--- readings, a sensor that hangs for an hour every 4000, and every 1000 a record that is cut off.
+-- Writes readings :from to :to of the machine to the topic, see replay.sh. Some have faults: a spike every 1500 readings,
+-- a stuck sensor for an hour every 4000 readings, and a truncated record every 1000 readings.
 CREATE EXTERNAL TABLE readings (
   ts TIMESTAMP,
   m00 DOUBLE, m05 DOUBLE, m10 DOUBLE, m15 DOUBLE, m20 DOUBLE, m25 DOUBLE,
