@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use xtask::kafka::Broker;
 
-use crate::harness::{Bucket, Place, assert_each_once, consume, ids, number, produce, topic};
+use crate::place::{Bucket, Place};
+use crate::topics::{assert_each_once, consume, ids, number, produce, topic};
 
 pub(crate) const TESTS: &[(&str, crate::Test)] =
     &[("killed_to_topic", to_topic), ("killed_to_parquet", to_parquet), ("killed_to_bucket", to_bucket)];
@@ -41,7 +43,7 @@ fn run_and_kill(broker: &Broker, place: &Place, topic: &str, sql: &str, size: Si
         pipeline.kill();
     }
     if let Some(another) = another {
-        another.signal("-TERM");
+        another.signal(Signal::SIGTERM);
         let (status, log) = another.wait();
         assert!(status.success(), "{log}");
     }

@@ -1,20 +1,28 @@
 //! What a running pipeline shows of itself: health, metrics, its page in a browser.
 
 use std::process::Command;
-use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use xtask::kafka::Broker;
 
-use crate::harness::{Place, Record, get, produce, topic, until};
+use crate::harness::needed;
+use crate::place::{Place, get, until};
+use crate::program::is_installed;
+use crate::topics::{Record, produce, topic};
 
-pub(crate) const TESTS: &[(&str, crate::Test)] = &[("health_metrics_and_page", page), ("log_as_json", log_as_json)];
+pub(crate) const TESTS: &[(&str, crate::Test)] = &[
+    ("health_and_metrics", |broker| run_and_look(broker, health_and_metrics)),
+    ("in_a_browser", in_a_browser),
+    ("log_as_json", log_as_json),
+];
 
-/// An autoencoder of usual readings: `a` and `b` are alike.
+/// An autoencoder of normal readings: `a` and `b` are alike.
 const MODEL: &str =
     "CREATE MODEL m OPTIONS (hidden_units = [1], activation_fn = 'linear', contamination = 0.01, seed = 1) AS
     SELECT value / 100.0 AS a, value / 100.0 + (value % 7) / 1000.0 AS b FROM generate_series(1, 2000);";
 
-fn page(broker: &Broker) {
+/// Runs a pipeline over 990 normal readings, 7 anomalies and 3 malformed records, and looks at what it serves.
+fn run_and_look(broker: &Broker, look: impl Fn(&Place, &str)) {
     let place = Place::new();
     place.sql(MODEL).unwrap();
     let (from, to) = (topic(broker, "readings", 2), topic(broker, "alerts", 1));
@@ -27,22 +35,29 @@ fn page(broker: &Broker) {
     );
     let pipeline = place.run(&sql, &["--http", "127.0.0.1:0"]);
     let address = pipeline.address();
-    assert_eq!(get(&address, "/healthz"), (200, "ok\n".to_owned()));
     until("it is ready", || get(&address, "/readyz") == (200, "ready\n".to_owned()));
-    // 990 usual ones, 7 that are not, 3 malformed
     let reading = |i: usize| match i % 1000 {
         10 | 20 | 30 | 40 | 50 | 60 | 70 => format!("{{\"id\":{i},\"a\":3,\"b\":17}}"),
         500..503 => "{".to_owned(),
         _ => format!("{{\"id\":{i},\"a\":5,\"b\":5.003}}"),
     };
     produce(broker, &from, (0..1000).map(|i| Record::of(reading(i))));
-    let metric = |name: &str| {
-        let (status, text) = get(&address, "/metrics");
-        assert!(status == 200 && text.ends_with("# EOF\n"), "{text}");
-        let line = text.lines().find(|line| line.starts_with(&format!("aefusion_{name}")));
-        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-    };
-    until("all is read", || metric("records_in_total").is_some_and(|n| (n - 1000.0).abs() < 0.5));
+    until("all is read", || metric(&address, "records_in_total").is_some_and(|n| (n - 1000.0).abs() < 0.5));
+    look(&place, &address);
+    pipeline.signal(Signal::SIGTERM);
+    assert!(pipeline.wait().0.success());
+}
+
+fn metric(address: &str, name: &str) -> Option<f64> {
+    let (status, text) = get(address, "/metrics");
+    assert!(status == 200 && text.ends_with("# EOF\n"), "{text}");
+    let line = text.lines().find(|line| line.starts_with(&format!("aefusion_{name}")));
+    line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+}
+
+fn health_and_metrics(_: &Place, address: &str) {
+    assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
+    let metric = |name: &str| metric(address, name);
     let expected = [
         ("records_out_total", 7.0),
         ("records_skipped_total", 3.0),
@@ -55,13 +70,15 @@ fn page(broker: &Broker) {
     }
     assert!(metric("onnx_runtime_seconds_total").is_some_and(|time| time > 0.0));
     until("the lag is known", || metric("lag_records").is_some_and(|lag| lag.abs() < 0.5));
-    in_a_browser(&place, &address);
-    pipeline.signal("-TERM");
-    assert!(pipeline.wait().0.success());
+}
+
+fn in_a_browser(broker: &Broker) {
+    needed(is_installed("chromium").map_err(|_| "needs Chromium (on Debian: apt-get install chromium)".to_owned()));
+    run_and_look(broker, draw);
 }
 
 /// The page as Chromium draws it; its picture stays in `target/page.png`.
-fn in_a_browser(place: &Place, address: &str) {
+fn draw(place: &Place, address: &str) {
     let picture = xtask::root().join("target").join("page.png");
     drop(std::fs::remove_file(&picture));
     let chromium = |profile: &str, what: &[&str]| {
@@ -71,7 +88,7 @@ fn in_a_browser(place: &Place, address: &str) {
         command.args(["--window-size=1300,1100", "--virtual-time-budget=5000"]);
         command.arg(format!("--user-data-dir={}", place.path(profile).display())).args(what);
         let output = command.arg(format!("http://{address}/")).output();
-        let output = output.expect("chromium draws the page; on Debian: apt-get install chromium");
+        let output = output.unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!log.contains("CONSOLE"), "the page has errors: {log}");
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -108,13 +125,12 @@ fn log_as_json(broker: &Broker) {
     );
     let pipeline = place.run(&sql, &["--log", "json"]);
     pipeline.says("partitions assigned");
-    std::thread::sleep(Duration::from_millis(200));
-    pipeline.signal("-INT");
+    pipeline.signal(Signal::SIGINT);
     let (status, log) = pipeline.wait();
     assert!(status.success(), "{log}");
     for line in log.lines() {
-        let told: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-        assert!(told["level"].is_string() && told["timestamp"].is_string(), "{line}");
+        let entry: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        assert!(entry["level"].is_string() && entry["timestamp"].is_string(), "{line}");
     }
     assert!(log.contains("\"pipeline\":\"pipeline-copy\""), "{log}");
     // the end, too

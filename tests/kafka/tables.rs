@@ -3,7 +3,8 @@
 use rdkafka::Message;
 use xtask::kafka::{Broker, USER};
 
-use crate::harness::{Place, Record, consume, headers, produce, texts, topic};
+use crate::place::Place;
+use crate::topics::{Record, consume, headers, produce, texts, topic};
 
 pub(crate) const TESTS: &[(&str, crate::Test)] = &[
     ("json", json),
@@ -111,7 +112,7 @@ fn metadata(broker: &Broker) {
                    _headers STRUCT<key VARCHAR, value VARCHAR>[]";
     let read = "SELECT id, _key, CAST(_timestamp AS BIGINT) / 1000000, _offset, _headers[2]['key'], _headers[2]['value'] FROM t";
     assert_eq!(place.sql(&(table(broker, &topic, columns, "") + read)).unwrap(), "1,k1,1700000000123,0,trace,80");
-    // keys go where Kafka's own clients send them (murmur2), which of three partitions "k1" is in was told by kafka-python
+    // keys go where Kafka's own clients send them (murmur2), kafka-python shows which of three partitions "k1" is in
     let partition = place.sql(&(table(broker, &topic, columns, "") + "SELECT _partition FROM t")).unwrap();
     let columns = columns.replace("_offset BIGINT, ", "");
     let write = "INSERT INTO t VALUES (2, 'k2', to_timestamp_millis(1700000000456), 2, \
@@ -171,7 +172,7 @@ fn joins_with_tables(broker: &Broker) {
 
 fn secured(_: &Broker) {
     // the listener is that of a broker that was started here
-    let broker = Broker::java().unwrap();
+    let broker = crate::own_broker();
     let (address, certificate) = broker.secured().unwrap();
     let topic = topic(&broker, "secured", 1);
     produce(&broker, &topic, [Record::of("{\"id\":1}")]);
@@ -214,7 +215,7 @@ fn unknown_topic(broker: &Broker) {
     assert_eq!(
         read,
         format!(
-            "execution error: {b} has no topic 'nowhere'; create it, or give the table the option partitions for a pipeline to create it\n"
+            "execution error: {b} has no topic 'nowhere'; create it, or set the option partitions of the table for a pipeline to create it\n"
         )
     );
     let sql = format!(
@@ -225,7 +226,7 @@ fn unknown_topic(broker: &Broker) {
     assert_eq!(status.code(), Some(1));
     assert!(
         log.contains(&format!(
-            "pipeline 'pipeline-files': {b} has no topic 'nowhere'; create it, or give the table the option partitions for a pipeline to create it"
+            "pipeline 'pipeline-files': {b} has no topic 'nowhere'; create it, or set the option partitions of the table for a pipeline to create it"
         )),
         "{log}"
     );

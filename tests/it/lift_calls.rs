@@ -1,8 +1,6 @@
 //! Lifting calls into shared runs changes no row: random queries with the rules, with lifting off, and with the functions
 //! alone; and the model runs no row twice, and none that the query did not need.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
-
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -22,9 +20,14 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRunner};
 
-#[path = "common/random_model.rs"]
-mod random_model;
-use random_model::RandomModel;
+use crate::random_model::RandomModel;
+
+crate::harness::tests! {
+    fn lifting_changes_no_row,
+    fn no_row_runs_twice_and_none_that_is_not_needed,
+    fn a_branch_runs_only_the_rows_that_take_it,
+    fn a_limit_that_is_soon_met_runs_about_a_block_a_partition,
+}
 
 const ROWS: i64 = 500;
 const FEATURES: usize = 3;
@@ -211,7 +214,6 @@ fn runner(cases: u32) -> TestRunner {
     })
 }
 
-#[test]
 fn lifting_changes_no_row() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
     let sessions = sessions();
@@ -242,7 +244,6 @@ async fn needed(session: &SessionContext, filter: &str) -> (u64, u64) {
     (count(0), count(1))
 }
 
-#[test]
 fn no_row_runs_twice_and_none_that_is_not_needed() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
     let sessions = sessions();
@@ -270,7 +271,6 @@ fn no_row_runs_twice_and_none_that_is_not_needed() {
         .unwrap();
 }
 
-#[test]
 fn a_branch_runs_only_the_rows_that_take_it() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let sessions = sessions();
@@ -280,7 +280,6 @@ fn a_branch_runs_only_the_rows_that_take_it() {
     assert_eq!(sessions.imputing.rows_run() - before, 10);
 }
 
-#[test]
 fn a_limit_that_is_soon_met_runs_about_a_block_a_partition() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let sessions = sessions();

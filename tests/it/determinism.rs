@@ -1,7 +1,5 @@
 //! The same row gives the same bits, whatever stands beside it: random models, batch sizes, orders, partitions.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,9 +15,11 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRunner};
 
-#[path = "common/random_model.rs"]
-mod random_model;
-use random_model::RandomModel;
+use crate::random_model::{self, RandomModel};
+
+crate::harness::tests! {
+    fn the_same_row_gives_the_same_bits,
+}
 
 const ROWS: usize = 3000;
 
@@ -49,7 +49,6 @@ fn layouts() -> Vec<Layout> {
     ]
 }
 
-#[test]
 fn the_same_row_gives_the_same_bits() {
     let config = Config {
         cases: 20,

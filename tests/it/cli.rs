@@ -1,6 +1,4 @@
-//! The real binary: what it prints, where, and its exit code.
-
-#![allow(clippy::unwrap_used, reason = "a test")]
+//! The program itself: its output, its log and its exit code.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,6 +6,27 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use insta::assert_snapshot;
+use nix::sys::signal::Signal;
+
+use crate::program::Running;
+
+crate::harness::tests! {
+    fn statements_print_tables,
+    fn an_error_ends_the_script_with_code_1,
+    #[cfg(target_os = "linux")]
+    fn a_file_that_is_cut_short_is_an_error,
+    fn rows_come_in_every_format,
+    fn files_of_every_format_are_tables,
+    fn a_script_comes_from_standard_input,
+    fn models_stay_in_their_store,
+    fn a_missing_or_old_runtime_is_one_clear_error,
+    fn doctor_shows_what_is_in_use,
+    fn a_sort_beyond_the_memory_limit_spills_or_fails_by_name,
+    fn an_interrupt_stops_the_query,
+    fn an_interrupt_ends_a_training_without_a_model_or_with_its_best,
+    fn a_second_interrupt_ends_the_program,
+    fn a_report_is_one_page_that_needs_no_network,
+}
 
 const MEAN: &str =
     "CREATE MODEL mean OPTIONS (model_type = 'onnx', model_path = 'tests/models/mean.onnx', input_cols = ['a', 'b'])";
@@ -34,7 +53,6 @@ fn sql(arguments: &[&str]) -> String {
     run(aefusion().args(["sql", "--models", "memory:///"]).args(arguments))
 }
 
-#[test]
 fn statements_print_tables() {
     let script = "SELECT ae_encode('mean', 1, 3) AS code; SELECT ae_error('mean', 1, 3) AS error; DROP MODEL mean";
     let printed = sql(&["-c", MEAN, "-c", script]);
@@ -60,7 +78,6 @@ fn statements_print_tables() {
     ");
 }
 
-#[test]
 fn an_error_ends_the_script_with_code_1() {
     assert_snapshot!(sql(&["-c", "SELECT 1 AS one", "-c", "SELECT ae_error('nobody', 1)", "-c", "SELECT 2"]), @r"
     exit code 1
@@ -93,44 +110,35 @@ fn an_error_ends_the_script_with_code_1() {
     ");
 }
 
-/// Prints a line of a query over a file, cuts the file short, and prints the rest.
+/// Reads a line of a query over a file, cuts the file short, and reads the other lines: how many they are, and the end.
 #[cfg(target_os = "linux")]
 fn cut_short_while_read(options: &[&str]) -> (usize, String) {
-    use std::io::{BufRead, BufReader};
-
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("rows.parquet");
     let rows = "SELECT value, value * 2 AS twice FROM generate_series(1, 1000000)";
     let pages = "'max_row_group_size' '1000000', 'data_page_row_count_limit' '1000'";
     sql(&["-c", &format!("COPY ({rows}) TO '{}' STORED AS PARQUET OPTIONS ({pages})", file.display())]);
-    let mut running = aefusion()
-        .args(["sql", "--models", "memory:///", "--format", "csv", "-c"])
-        .arg("SET datafusion.execution.target_partitions = 1")
-        .args(["-c", &format!("SELECT * FROM '{}'", file.display())])
-        .args(options)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut out = BufReader::new(running.stdout.take().unwrap()).lines();
-    assert_eq!(out.next().unwrap().unwrap(), "value,twice");
+    let mut query = Running::watch_out(
+        aefusion()
+            .args(["sql", "--models", "memory:///", "--format", "csv", "-c"])
+            .arg("SET datafusion.execution.target_partitions = 1")
+            .args(["-c", &format!("SELECT * FROM '{}'", file.display())])
+            .args(options),
+    );
+    query.prints("value,twice");
     std::fs::File::options().write(true).open(&file).unwrap().set_len(1000).unwrap();
-    let printed = out.count();
-    let output = running.wait_with_output().unwrap();
-    (printed, format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
+    let ended = query.end();
+    (ended.watched.lines().count() - 1, format!("exit code {:?}: {}", ended.code, ended.other))
 }
 
-#[test]
 #[cfg(target_os = "linux")]
-fn a_file_that_is_cut_short_is_told() {
+fn a_file_that_is_cut_short_is_an_error() {
     let (printed, ended) = cut_short_while_read(&[]);
     assert!(printed < 1_000_000, "{printed} rows");
-    assert_snapshot!(ended, @"exit status: 1: error: a local file was cut short, or its disk failed, while a query read it; what the query was writing is not finished. Run it again, with --read-files if the file is written in place");
-    assert_eq!(cut_short_while_read(&["--read-files"]), (1_000_000, "exit status: 0: ".to_owned()));
+    assert_snapshot!(ended, @"exit code Some(1): error: a local file was truncated, or its disk failed, while a query read it; the output of the query is incomplete. Run the query again, with --read-files if other programs write to the file");
+    assert_eq!(cut_short_while_read(&["--read-files"]), (1_000_000, "exit code Some(0): ".to_owned()));
 }
 
-#[test]
 fn rows_come_in_every_format() {
     let query =
         "SELECT * FROM (VALUES (1, [1.5, 2.0], named_struct('x', true)), (2, NULL, NULL)) AS t(id, list, struct)";
@@ -170,12 +178,11 @@ fn rows_come_in_every_format() {
     | 1     |
     | 2     |
     +-------+
-    the first 2 of 5 rows; --max-rows 0 prints all
+    showing 2 of 5 rows; use --max-rows 0 to show all
     --- err
     ");
 }
 
-#[test]
 fn files_of_every_format_are_tables() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
@@ -198,7 +205,6 @@ fn files_of_every_format_are_tables() {
     assert!(sql(&["--format", "csv", "-c", &folder]).contains("n\n4\n"));
 }
 
-#[test]
 fn a_script_comes_from_standard_input() {
     let mut child = aefusion()
         .args(["sql", "--models", "memory:///", "--format", "csv"])
@@ -211,7 +217,6 @@ fn a_script_comes_from_standard_input() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "one\n1\ntwo\n2\n");
 }
 
-#[test]
 fn models_stay_in_their_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("a store").display().to_string();
@@ -244,7 +249,6 @@ fn models_stay_in_their_store() {
     assert!(found.contains("e\n1.0\n"), "{found}");
 }
 
-#[test]
 fn a_missing_or_old_runtime_is_one_clear_error() {
     let missing = run(aefusion().env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so").args([
         "sql",
@@ -284,8 +288,7 @@ fn old_library(folder: &Path) -> std::path::PathBuf {
     library
 }
 
-#[test]
-fn doctor_tells_what_is_in_use() {
+fn doctor_shows_what_is_in_use() {
     let found = run(aefusion().args(["doctor", "--models", "memory:///"]));
     assert!(found.starts_with("exit code 0"), "{found}");
     for part in
@@ -295,7 +298,6 @@ fn doctor_tells_what_is_in_use() {
     }
 }
 
-#[test]
 fn a_sort_beyond_the_memory_limit_spills_or_fails_by_name() {
     let query =
         "SELECT count(*) AS n FROM (SELECT value FROM generate_series(1, 2000000) ORDER BY value % 1000, value DESC)";
@@ -308,67 +310,73 @@ fn a_sort_beyond_the_memory_limit_spills_or_fails_by_name() {
     assert!(sql(&["--memory-limit", "much", "-c", "SELECT 1"]).starts_with("exit code 2"));
 }
 
-#[cfg(unix)]
-#[test]
 fn an_interrupt_stops_the_query() {
-    let endless = "SELECT count(*) FROM generate_series(1, 1000000000) AS a, generate_series(1, 1000000) AS b WHERE a.value % 7 = b.value % 5";
-    let child = aefusion()
-        .args(["sql", "--models", "memory:///", "-c", endless])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "interrupted\n");
-}
-
-/// How an endless training ends by an interrupt, what is said, and the models that there are afterwards.
-#[cfg(unix)]
-fn interrupted_training(option: &str) -> (Option<i32>, String, String) {
-    let models = tempfile::tempdir().unwrap();
-    let train = format!(
-        "CREATE MODEL m OPTIONS (max_iterations = 1000000, early_stop = FALSE{option})
-             AS SELECT sin(value) AS a, cos(value) AS b FROM generate_series(1, 5000)"
+    // the first row comes at once, the second one never
+    let endless = "SELECT 1 AS begun UNION ALL SELECT count(*) FROM generate_series(1, 1000000000) AS a,
+                   generate_series(1, 1000000) AS b WHERE a.value % 7 = b.value % 5";
+    let mut query = Running::watch_out(
+        aefusion()
+            .args(["sql", "--models", "memory:///", "--format", "csv", "-c"])
+            .arg("SET datafusion.execution.target_partitions = 1")
+            .args(["-c", endless]),
     );
-    let child = aefusion()
-        .args(["sql", "--models"])
-        .arg(models.path())
-        .args(["-c", &train])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_secs(3));
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let listed = run(aefusion()
-        .args(["sql", "--quiet", "--format", "csv", "--models"])
-        .arg(models.path())
-        .args(["-c", "SELECT count(*) AS models FROM ae_models()"]));
-    (output.status.code(), said, listed)
+    query.prints("1");
+    query.signal(Signal::SIGINT);
+    let ended = query.end();
+    assert_eq!((ended.code, ended.watched.as_str()), (Some(130), "begun\n1\n"));
+    assert_eq!(ended.other, "interrupted\n");
 }
 
-#[cfg(unix)]
-#[test]
+/// A training that does not end, after its first epoch.
+fn endless_training(models: &Path, options: &str, rows: &str) -> Running {
+    let train =
+        format!("CREATE MODEL m OPTIONS (max_iterations = 1000000, early_stop = FALSE{options}) AS SELECT {rows}");
+    let mut training = Running::watch_err(aefusion().args(["sql", "--models"]).arg(models).args(["-c", &train]));
+    training.prints("epoch 1 of");
+    training
+}
+
+fn n_models(models: &Path) -> String {
+    let mut list = aefusion();
+    list.args(["sql", "--quiet", "--format", "csv", "--models"]).arg(models);
+    run(list.args(["-c", "SELECT count(*) AS models FROM ae_models()"]))
+}
+
 fn an_interrupt_ends_a_training_without_a_model_or_with_its_best() {
     for (option, expected, models, says) in [
         ("", 130, 0, "interrupted: nothing is published"),
         (", on_interrupt = 'keep'", 0, 1, "interrupted: this is the best epoch up to then"),
     ] {
-        let (code, said, listed) = interrupted_training(option);
-        assert!(said.contains(says), "{option}: {said}");
-        assert_eq!(code, Some(expected), "{option}");
+        let store = tempfile::tempdir().unwrap();
+        let rows = "sin(value) AS a, cos(value) AS b FROM generate_series(1, 5000)";
+        let training = endless_training(store.path(), option, rows);
+        training.signal(Signal::SIGINT);
+        let ended = training.end();
+        assert!(ended.watched.contains(says), "{option}: {}", ended.watched);
+        assert_eq!(ended.code, Some(expected), "{option}");
+        let listed = n_models(store.path());
         assert_eq!(listed, format!("exit code 0\n--- out\nmodels\n{models}\n--- err\n"), "{option}");
     }
 }
 
-#[test]
+/// The first interrupt asks a training to end with its best epoch, which takes a while with an epoch of one large step.
+/// The second one does not wait for that.
+fn a_second_interrupt_ends_the_program() {
+    let store = tempfile::tempdir().unwrap();
+    let columns: Vec<String> = (0..200).map(|i| format!("sin(value * {i} + {i}) AS x{i}")).collect();
+    let rows = format!("{} FROM generate_series(1, 8000)", columns.join(", "));
+    let options = ", on_interrupt = 'keep', hidden_units = [2048], batch_size = 8000";
+    let mut training = endless_training(store.path(), options, &rows);
+    // two signals at once are one to a process
+    while training.is_running() {
+        training.signal(Signal::SIGINT);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let ended = training.end();
+    assert_eq!(ended.code, Some(130), "{}", ended.watched);
+    assert_eq!(n_models(store.path()), "exit code 0\n--- out\nmodels\n0\n--- err\n");
+}
+
 fn a_report_is_one_page_that_needs_no_network() {
     let folder = tempfile::tempdir().unwrap();
     let (models, page) = (folder.path().join("models"), folder.path().join("report.html"));
@@ -394,7 +402,7 @@ fn a_report_is_one_page_that_needs_no_network() {
     let printed = report(&["--data", strange]);
     assert!(printed.starts_with("exit code 0"), "{printed}");
     let html = std::fs::read_to_string(&page).unwrap();
-    assert!(html.contains("198 rows") && html.contains("2 more, whose error is not a finite number, are left out"));
+    assert!(html.contains("198 rows") && html.contains("2 rows with an infinite or NaN error are left out"));
     // without rows: loss and the errors of the calibration
     report(&[]);
     assert_eq!(std::fs::read_to_string(&page).unwrap().matches("<svg").count(), 2);
@@ -408,6 +416,6 @@ fn a_report_is_one_page_that_needs_no_network() {
     exit code 1
     --- out
     --- err
-    planning error: --label c: the column is Utf8; it must be Boolean, or a number that is 0 for usual rows
+    planning error: --label c: the column must be Boolean, or a number that is 0 for normal rows; found Utf8
     ");
 }

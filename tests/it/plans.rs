@@ -2,8 +2,6 @@
 //!
 //! The model `m` takes `a` and `b`; `n` is the same file under another name.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
-
 use aefusion_udfs::SessionStateBuilderExt;
 use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::{Feature, Metadata};
@@ -11,6 +9,32 @@ use aefusion_udfs::model::store::ModelStore;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use insta::assert_snapshot;
+
+crate::harness::tests! {
+    fn projection_and_filter_share_a_run,
+    fn cheap_conditions_come_first_wherever_they_were_written,
+    fn a_filter_over_a_subquery_is_split,
+    fn outer_queries_use_the_runs_of_inner_ones,
+    fn fields_of_a_struct_come_from_one_run,
+    fn sort_keys,
+    fn groups_aggregates_and_having,
+    fn windows_and_qualify,
+    fn distinct_on,
+    fn join_conditions,
+    fn a_run_below_a_join_serves_above_it,
+    fn subqueries,
+    fn a_cte_that_is_used_twice,
+    fn branches_of_a_union,
+    fn calls_in_the_features_of_others,
+    fn other_models_and_other_features_are_other_runs,
+    fn limits_go_below,
+    fn what_nobody_reads_is_not_run,
+    fn branches_that_not_every_row_takes_stay,
+    fn what_every_row_evaluates_is_lifted_out_of_branches,
+    fn a_branch_shares_the_run_of_what_is_lifted,
+    fn volatile_and_constant_features_stay,
+    fn a_side_of_an_outer_join_that_may_be_null_is_not_shared,
+}
 
 async fn session() -> SessionContext {
     let models = Models::new(ModelStore::in_memory());
@@ -45,7 +69,6 @@ fn plan(sql: &str) -> String {
     text + rest
 }
 
-#[test]
 fn projection_and_filter_share_a_run() {
     assert_snapshot!(plan("SELECT id, ae_encode('m'), ae_error('m'), ae_reconstruct('m') FROM t WHERE id % 10 = 0 AND ae_error('m') > 4"), @r"
     Projection: t.id, __ae_1.code AS ae_encode('m'), __ae_1.error AS ae_error('m'), __ae_1.reconstruction AS ae_reconstruct('m')
@@ -57,7 +80,6 @@ fn projection_and_filter_share_a_run() {
     ");
 }
 
-#[test]
 fn cheap_conditions_come_first_wherever_they_were_written() {
     assert_snapshot!(plan("SELECT id FROM t WHERE ae_error('m') > 4 AND x = 1 AND ae_error('n') > 1 AND b < 2"), @r"
     Projection: t.id
@@ -73,7 +95,6 @@ fn cheap_conditions_come_first_wherever_they_were_written() {
     ");
 }
 
-#[test]
 fn a_filter_over_a_subquery_is_split() {
     assert_snapshot!(plan("SELECT id, e FROM (SELECT *, ae_error('m') AS e FROM t) WHERE e > 0.5 AND x = 1"), @r"
     Projection: t.id, __ae_1.error AS e
@@ -85,7 +106,6 @@ fn a_filter_over_a_subquery_is_split() {
     ");
 }
 
-#[test]
 fn outer_queries_use_the_runs_of_inner_ones() {
     assert_snapshot!(plan("SELECT s.id, ae_encode('m') FROM (SELECT * FROM t WHERE ae_error('m') > 1 LIMIT 5) s"), @r"
     Projection: s.id, s.__ae_1.code AS ae_encode('m')
@@ -108,7 +128,6 @@ fn outer_queries_use_the_runs_of_inner_ones() {
     ");
 }
 
-#[test]
 fn fields_of_a_struct_come_from_one_run() {
     assert_snapshot!(plan("SELECT r['a'], r['b'] FROM (SELECT ae_reconstruct('m') AS r FROM t)"), @r#"
     Projection: get_field(__ae_1.reconstruction, Utf8("a")) AS r[a], get_field(__ae_1.reconstruction, Utf8("b")) AS r[b]
@@ -117,7 +136,6 @@ fn fields_of_a_struct_come_from_one_run() {
     "#);
 }
 
-#[test]
 fn sort_keys() {
     assert_snapshot!(plan("SELECT id FROM t ORDER BY ae_error('m') DESC LIMIT 3"), @r"
     Projection: t.id
@@ -128,7 +146,6 @@ fn sort_keys() {
     ");
 }
 
-#[test]
 fn groups_aggregates_and_having() {
     assert_snapshot!(plan("SELECT ae_error('m') > 1, avg(ae_error('m')) FROM t GROUP BY 1 HAVING max(ae_error('m')) > 2"), @r"
     Projection: ae_error('m') > Int64(1), avg(ae_error('m'))
@@ -147,7 +164,6 @@ fn groups_aggregates_and_having() {
     ");
 }
 
-#[test]
 fn windows_and_qualify() {
     assert_snapshot!(plan("SELECT id, ae_encode('m') FROM t QUALIFY rank() OVER (PARTITION BY x ORDER BY ae_error('m')) < 3"), @r#"
     Projection: t.id, __ae_1.code AS ae_encode('m')
@@ -160,7 +176,6 @@ fn windows_and_qualify() {
     "#);
 }
 
-#[test]
 fn distinct_on() {
     assert_snapshot!(plan("SELECT DISTINCT ON (ae_error('m') > 1) id, ae_error('m') FROM t ORDER BY ae_error('m') > 1, ae_error('m')"), @r"
     Projection: first_value(t.id) ORDER BY [__ae_1.error > Float64(1) AS __ae_1.error > Int64(1) ASC NULLS LAST, __ae_1.error ASC NULLS LAST] AS id, first_value(ae_error('m')) ORDER BY [__ae_1.error > Float64(1) AS __ae_1.error > Int64(1) ASC NULLS LAST, __ae_1.error ASC NULLS LAST] AS ae_error('m')
@@ -172,7 +187,6 @@ fn distinct_on() {
     ");
 }
 
-#[test]
 fn join_conditions() {
     assert_snapshot!(plan("SELECT t.id FROM t JOIN u ON t.id = u.id AND ae_error('m', t.a, t.b) > u.x"), @r"
     Projection: t.id
@@ -201,7 +215,6 @@ fn join_conditions() {
     ");
 }
 
-#[test]
 fn a_run_below_a_join_serves_above_it() {
     assert_snapshot!(plan("SELECT ae_encode('m', t.a, t.b) FROM t JOIN u ON t.id = u.id AND ae_error('m', t.a, t.b) > u.x"), @r"
     Projection: __ae_1.code AS ae_encode('m',t.a,t.b)
@@ -213,7 +226,6 @@ fn a_run_below_a_join_serves_above_it() {
     ");
 }
 
-#[test]
 fn subqueries() {
     assert_snapshot!(plan("SELECT id FROM u WHERE id IN (SELECT id FROM t WHERE ae_error('m') > 1)"), @r"
     LeftSemi Join: u.id = __correlated_sq_1.id
@@ -257,7 +269,6 @@ fn subqueries() {
     ");
 }
 
-#[test]
 fn a_cte_that_is_used_twice() {
     assert_snapshot!(plan("WITH s AS (SELECT id, ae_error('m') AS e FROM t) SELECT p.id, q.e FROM s p JOIN s q ON p.id = q.id WHERE p.e > 1"), @r"
     Projection: p.id, q.e
@@ -277,7 +288,6 @@ fn a_cte_that_is_used_twice() {
     ");
 }
 
-#[test]
 fn branches_of_a_union() {
     assert_snapshot!(plan("SELECT id, ae_error('m') AS e FROM t UNION ALL SELECT id, ae_error('n') FROM u"), @r"
     Union
@@ -290,7 +300,6 @@ fn branches_of_a_union() {
     ");
 }
 
-#[test]
 fn calls_in_the_features_of_others() {
     assert_snapshot!(plan("SELECT ae_decode('m', ae_encode('m')), ae_error('m') FROM t"), @r"
     Projection: __ae_2.decoded AS ae_decode('m',ae_encode('m')), __ae_1.error AS ae_error('m')
@@ -300,7 +309,6 @@ fn calls_in_the_features_of_others() {
     ");
 }
 
-#[test]
 fn other_models_and_other_features_are_other_runs() {
     assert_snapshot!(plan("SELECT ae_error('m'), ae_error('n'), ae_error('m', b, a) FROM t"), @r"
     Projection: __ae_1.error AS ae_error('m'), __ae_2.error AS ae_error('n'), __ae_3.error AS ae_error('m',t.b,t.a)
@@ -311,7 +319,6 @@ fn other_models_and_other_features_are_other_runs() {
     ");
 }
 
-#[test]
 fn limits_go_below() {
     assert_snapshot!(plan("SELECT id, ae_error('m') FROM t LIMIT 10"), @r"
     Projection: t.id, __ae_1.error AS ae_error('m')
@@ -324,7 +331,6 @@ fn limits_go_below() {
     ");
 }
 
-#[test]
 fn what_nobody_reads_is_not_run() {
     assert_snapshot!(plan("SELECT id FROM (SELECT id, ae_error('m') AS e, ae_encode('m') AS c FROM t)"), @r"
     TableScan: t projection=[id]
@@ -336,7 +342,6 @@ fn what_nobody_reads_is_not_run() {
     ");
 }
 
-#[test]
 fn branches_that_not_every_row_takes_stay() {
     assert_snapshot!(plan("SELECT CASE WHEN x = 1 THEN ae_error('m') ELSE 0 END FROM t"), @r#"
     Projection: CASE WHEN t.x = Int32(1) THEN ae_error(Utf8("m"), t.a, t.b) ELSE Float64(0) END AS CASE WHEN t.x = Int64(1) THEN ae_error('m') ELSE Int64(0) END
@@ -362,7 +367,6 @@ fn branches_that_not_every_row_takes_stay() {
     "#);
 }
 
-#[test]
 fn what_every_row_evaluates_is_lifted_out_of_branches() {
     assert_snapshot!(plan("SELECT CASE WHEN ae_error('m') > 1 THEN 1 ELSE 0 END, COALESCE(ae_error('m'), 0), NULLIF(x, ae_error('m')), ae_error('m') > 1 OR x = 1 FROM t"), @r"
     Projection: CASE WHEN __common_expr_1 THEN Int64(1) ELSE Int64(0) END AS CASE WHEN ae_error('m') > Int64(1) THEN Int64(1) ELSE Int64(0) END, CASE WHEN __ae_1.error IS NOT NULL THEN __ae_1.error ELSE Float64(0) END AS coalesce(ae_error('m'),Int64(0)), nullif(CAST(t.x AS Float64), __ae_1.error) AS nullif(t.x,ae_error('m')), __common_expr_1 OR t.x = Int32(1) AS ae_error('m') > Int64(1) OR t.x = Int64(1)
@@ -372,7 +376,6 @@ fn what_every_row_evaluates_is_lifted_out_of_branches() {
     ");
 }
 
-#[test]
 fn a_branch_shares_the_run_of_what_is_lifted() {
     assert_snapshot!(plan("SELECT ae_error('m'), CASE WHEN x = 1 THEN ae_encode('m') END FROM t"), @r"
     Projection: __ae_1.error AS ae_error('m'), CASE WHEN t.x = Int32(1) THEN __ae_1.code END AS CASE WHEN t.x = Int64(1) THEN ae_encode('m') END
@@ -381,7 +384,6 @@ fn a_branch_shares_the_run_of_what_is_lifted() {
     ");
 }
 
-#[test]
 fn volatile_and_constant_features_stay() {
     assert_snapshot!(plan("SELECT ae_error('m', random(), b) FROM t"), @r#"
     Projection: ae_error(Utf8("m"), random(), t.b)
@@ -393,7 +395,6 @@ fn volatile_and_constant_features_stay() {
     ");
 }
 
-#[test]
 fn a_side_of_an_outer_join_that_may_be_null_is_not_shared() {
     assert_snapshot!(plan("SELECT ae_encode('m', u.a, u.b) FROM t LEFT JOIN (SELECT * FROM u WHERE ae_error('m') > 1) u ON t.id = u.id"), @r"
     Projection: __ae_2.code AS ae_encode('m',u.a,u.b)

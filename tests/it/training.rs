@@ -1,20 +1,40 @@
-//! Trainings as a whole: p-values, memory, what is left behind, the file in other programs.
-
-#![allow(clippy::unwrap_used, reason = "a test")]
+//! Trainings from the statement to the file: p-values, memory, options, the file in other programs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use aefusion::session::{Session, SessionOptions};
+use aefusion_train::Watch;
 use aefusion_udfs::sql::SessionContextExt;
 use datafusion::arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::Float64Type;
+use datafusion::execution::disk_manager::{DiskManager, DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::prelude::SessionContext;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
+
+use crate::harness::needed;
+
+crate::harness::tests! {
+    async every_default_is_listed,
+    async p_values_of_fresh_rows_are_uniform,
+    async rows_beyond_the_memory_are_in_files,
+    async without_temporary_files_rows_must_fit_in_memory,
+    #[cfg(target_os = "linux")]
+    alone memory_of_a_training_is_bounded,
+    async an_exported_file_that_is_calibrated_anew_keeps_its_texts,
+    async what_a_model_is_compared_with_is_of_all_rows,
+    async a_wide_model_that_learned_nothing_shows_it,
+    async a_classifier_lists_the_options_of_its_base,
+    async a_warm_start_keeps_its_options,
+    async other_programs_compute_the_same_from_the_exported_file,
+}
 
 fn session() -> Session {
     Session::open(&SessionOptions { models: "memory:///".to_owned(), ..SessionOptions::default() }).unwrap()
@@ -50,7 +70,7 @@ async fn numbers(session: &Session, sql: &str) -> Vec<f64> {
     batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Float64Type>().values().to_vec()).collect()
 }
 
-/// What `DESCRIBE MODEL` tells.
+/// The rows of `DESCRIBE MODEL`: properties and values.
 async fn described(session: &Session, model: &str) -> BTreeMap<String, String> {
     let batches = session.context().ae_sql(&format!("DESCRIBE MODEL {model}")).await.unwrap().collect().await.unwrap();
     let column = |batch: &RecordBatch, i: usize| -> Vec<String> {
@@ -59,29 +79,27 @@ async fn described(session: &Session, model: &str) -> BTreeMap<String, String> {
     batches.iter().flat_map(|batch| column(batch, 0).into_iter().zip(column(batch, 1))).collect()
 }
 
-/// Options without a default: they are told where they are given.
-const UNTOLD: [&str; 3] = ["code_activation_fn", "noise", "noise_level"];
+/// Options without a default. `DESCRIBE MODEL` lists them if they were given.
+const UNLISTED: [&str; 3] = ["code_activation_fn", "noise", "noise_level"];
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_default_is_told() {
+async fn every_default_is_listed() {
     let session = session();
     session.context().register_batch("t", rows(200, 4, 5)).unwrap();
     run(&session, "CREATE MODEL m OPTIONS (max_iterations = 1) AS SELECT * EXCEPT (id) FROM t").await;
-    let told = described(&session, "m").await;
+    let listed = described(&session, "m").await;
     let page = std::fs::read_to_string("docs/sql/create_model.md").unwrap();
     let first = page.find("| `hidden_units`").unwrap();
-    let trained = &page[first..page.find("Of a classifier also").unwrap()];
-    let options = trained.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|line| line.split_once(" |"));
+    let table = page[first..].lines().take_while(|line| !line.is_empty());
+    let options = table.filter_map(|line| line.strip_prefix("| `")).filter_map(|line| line.split_once(" |"));
     let names: Vec<&str> =
         options.flat_map(|(names, _)| names.split(['`', ',', ' '])).filter(|n| !n.is_empty()).collect();
     assert!(names.len() > 20, "{names:?}");
-    for name in names.into_iter().filter(|name| !UNTOLD.contains(name)) {
-        let is_told = told.keys().any(|told| told.strip_prefix("training.").unwrap_or(told) == name);
-        assert!(is_told, "{name} is not told: {told:?}");
+    for name in names.into_iter().filter(|name| !UNLISTED.contains(name)) {
+        let is_listed = listed.keys().any(|property| property.strip_prefix("training.").unwrap_or(property) == name);
+        assert!(is_listed, "{name} is not listed: {listed:?}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn p_values_of_fresh_rows_are_uniform() {
     let session = session();
     session.context().register_batch("t", rows(30_000, 8, 1)).unwrap();
@@ -100,20 +118,40 @@ async fn p_values_of_fresh_rows_are_uniform() {
     assert!(largest < 1.95 * ((4_000.0 + n) / (4_000.0 * n)).sqrt(), "distance {largest}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_beyond_the_memory_are_trained_on_from_files() {
-    let session = session();
+/// Keeps the most bytes that temporary files have at the end of an epoch.
+#[derive(Debug, Default)]
+struct DiskWatch {
+    disk: OnceLock<Arc<DiskManager>>,
+    most: AtomicU64,
+}
+
+impl Watch for DiskWatch {
+    fn epoch(&self, _: usize, _: f64, _: Option<f64>) {
+        let used = self.disk.get().unwrap().used_disk_space();
+        self.most.fetch_max(used, Ordering::Relaxed);
+    }
+}
+
+async fn rows_beyond_the_memory_are_in_files() {
+    let disk = Arc::new(DiskWatch::default());
+    let options =
+        SessionOptions { models: "memory:///".to_owned(), watch: Arc::clone(&disk) as _, ..SessionOptions::default() };
+    let session = Session::open(&options).unwrap();
+    disk.disk.set(Arc::clone(&session.context().runtime_env().disk_manager)).unwrap();
     session.context().register_batch("t", rows(300_000, 20, 2)).unwrap();
     let train = "CREATE OR REPLACE MODEL m OPTIONS (hidden_units = [3], max_iterations = 2, learn_rate = 0.01)
                      AS SELECT * EXCEPT (id) FROM t";
     let error = "SELECT avg(ae_error('m')) FROM t WHERE id % 10 = 0";
     run(&session, train).await;
     let in_memory = numbers(&session, error).await[0];
+    assert_eq!(disk.most.load(Ordering::Relaxed), 0, "all rows have room in memory");
     // a quarter of what the rows take
     run(&session, "SET ae.train_memory = 16777216").await;
     run(&session, train).await;
+    // 240,000 rows to train on of 20 numbers of 4 bytes
+    let written = disk.most.load(Ordering::Relaxed);
+    assert!(written > 240_000 * 20 * 4, "{written} bytes in files");
     let from_files = numbers(&session, error).await[0];
-    assert!(in_memory < 0.2, "{in_memory}");
     assert!((from_files - in_memory).abs() < 0.1 * in_memory, "{from_files}, in memory {in_memory}");
     // and again the same
     run(&session, train).await;
@@ -122,7 +160,53 @@ async fn rows_beyond_the_memory_are_trained_on_from_files() {
     assert!((numbers(&session, shas).await[0] - 1.0).abs() < 1e-12);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+async fn without_temporary_files_rows_must_fit_in_memory() {
+    let state = session().context().state();
+    let no_disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
+    let runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(no_disk).build_arc().unwrap();
+    let context = SessionContext::new_with_state(
+        SessionStateBuilder::new_from_existing(state).with_runtime_env(runtime).build(),
+    );
+    context.register_batch("t", rows(300_000, 20, 2)).unwrap();
+    let train = |rows: &str| {
+        format!("CREATE OR REPLACE MODEL m OPTIONS (hidden_units = [3], max_iterations = 1) AS SELECT * EXCEPT (id) FROM t {rows}")
+    };
+    context.ae_sql("SET ae.train_memory = 16777216").await.unwrap().collect().await.unwrap();
+    context.ae_sql(&train("WHERE id < 1000")).await.unwrap().collect().await.unwrap();
+    let error = context.ae_sql(&train("")).await.unwrap_err().to_string();
+    assert!(error.contains("ae.train_memory") && error.contains("disabled"), "{error}");
+}
+
+/// A table of 190 MB that is made while it is read, with a budget of 16 MiB.
+#[cfg(target_os = "linux")]
+fn memory_of_a_training_is_bounded() {
+    crate::harness::block_on(async {
+        let session = session();
+        run(&session, "SET ae.train_memory = 16777216").await;
+        let columns: Vec<String> = (0..40).map(|i| format!("sin(value * {i} + {i}) AS x{i}")).collect();
+        let train = |rows: usize| {
+            let columns = columns.join(", ");
+            format!(
+                "CREATE OR REPLACE MODEL m OPTIONS (hidden_units = [3], max_iterations = 1)
+                     AS SELECT {columns} FROM generate_series(1, {rows})"
+            )
+        };
+        run(&session, &train(10_000)).await;
+        let before = most_memory();
+        run(&session, &train(600_000)).await;
+        let added = most_memory() - before;
+        assert!(added < 100 << 20, "{} MB for rows of 192 MB", added >> 20);
+    });
+}
+
+/// The resident memory of this process at its largest, bytes.
+#[cfg(target_os = "linux")]
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
 async fn an_exported_file_that_is_calibrated_anew_keeps_its_texts() {
     let session = session();
     let folder = tempfile::tempdir().unwrap();
@@ -149,7 +233,6 @@ async fn an_exported_file_that_is_calibrated_anew_keeps_its_texts() {
     assert!(numbers(&session, right).await[0] > 0.95);
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn what_a_model_is_compared_with_is_of_all_rows() {
     let session = session();
     // sorted, and more rows than principal axes are taken from
@@ -159,29 +242,27 @@ async fn what_a_model_is_compared_with_is_of_all_rows() {
              AS SELECT CAST(value AS DOUBLE) AS a, sin(value) AS b FROM generate_series(1, 400000) AS s(value)",
     )
     .await;
-    let told = described(&session, "m").await;
-    let error: f64 = told["training.mean_only_error"].parse().unwrap();
+    let listed = described(&session, "m").await;
+    let error: f64 = listed["training.mean_only_error"].parse().unwrap();
     assert!((error - 1.0).abs() < 0.02, "standardised columns have the variance 1, not {error}");
-    let pca: f64 = told["training.pca_error"].parse().unwrap();
+    let pca: f64 = listed["training.pca_error"].parse().unwrap();
     assert!((pca - 0.5).abs() < 0.02, "two columns that do not depend on each other: one of them is lost, {pca}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wide_model_that_learnt_nothing_is_told_so() {
+async fn a_wide_model_that_learned_nothing_shows_it() {
     let session = session();
     session.context().register_batch("t", rows(300, 600, 7)).unwrap();
     let options = "hidden_units = [1], activation_fn = 'linear', learn_rate = 1e-9, max_iterations = 1, \
                    data_split_eval_fraction = 0, dropout = 0.1";
     run(&session, &format!("CREATE MODEL m OPTIONS ({options}) AS SELECT * EXCEPT (id) FROM t")).await;
-    let told = described(&session, "m").await;
-    let number = |property: &str| -> f64 { told[property].parse().unwrap() };
+    let listed = described(&session, "m").await;
+    let number = |property: &str| -> f64 { listed[property].parse().unwrap() };
     let (mean, error) = (number("training.mean_only_error"), number("training.training_error"));
     assert!((mean - 1.0).abs() < 0.1 && error > 0.9 * mean, "{mean}, {error}");
-    assert_eq!(told.get("training.held_out_error"), None, "no row was held out");
+    assert_eq!(listed.get("training.held_out_error"), None, "no row was held out");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_classifier_tells_what_its_base_has() {
+async fn a_classifier_lists_the_options_of_its_base() {
     let session = session();
     session.context().register_batch("t", rows(300, 4, 8)).unwrap();
     let base = "hidden_units = [6, 2, 6], activation_fn = 'relu', scaling = 'common', max_iterations = 1";
@@ -192,14 +273,13 @@ async fn a_classifier_tells_what_its_base_has() {
              AS SELECT * EXCEPT (id), id % 2 AS y FROM t",
     )
     .await;
-    let told = described(&session, "k").await;
+    let listed = described(&session, "k").await;
     for (option, expected) in [("hidden_units", "[6,2,6]"), ("activation_fn", "relu"), ("scaling", "common")] {
-        assert_eq!(told[&format!("training.{option}")], expected, "{option}");
+        assert_eq!(listed[&format!("training.{option}")], expected, "{option}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_training_that_goes_on_keeps_its_options() {
+async fn a_warm_start_keeps_its_options() {
     let session = session();
     session.context().register_batch("t", rows(300, 4, 6)).unwrap();
     let options = "noise = 'masking', noise_level = 0.4, error_metric = 'mae', contamination = 0.1, max_iterations = 1";
@@ -208,7 +288,7 @@ async fn a_training_that_goes_on_keeps_its_options() {
     let again = "CREATE OR REPLACE MODEL m OPTIONS (warm_start = TRUE, max_iterations = 1, noise_level = 0.3)
                      AS SELECT * EXCEPT (id) FROM t";
     run(&session, again).await;
-    let told = described(&session, "m").await;
+    let listed = described(&session, "m").await;
     for (property, expected) in [
         ("model", "m@3"),
         ("training.noise", "masking"),
@@ -217,34 +297,18 @@ async fn a_training_that_goes_on_keeps_its_options() {
         ("error_metric", "mae"),
         ("contamination", "0.2"),
     ] {
-        assert_eq!(told[property], expected, "{property}");
+        assert_eq!(listed[property], expected, "{property}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_training_that_is_dropped_leaves_nothing() {
-    let session = session();
-    session.context().register_batch("t", rows(50_000, 8, 3)).unwrap();
-    let endless =
-        "CREATE MODEL m OPTIONS (max_iterations = 1000000, early_stop = FALSE) AS SELECT * EXCEPT (id) FROM t";
-    let training = run(&session, endless);
-    assert!(tokio::time::timeout(Duration::from_secs(2), training).await.is_err());
-    let models = numbers(&session, "SELECT count(*)::DOUBLE FROM ae_models()").await;
-    assert!(models[0] < 1.0, "{models:?}");
+/// The Python of an environment with `tests/exported/requirements.txt`.
+pub(crate) fn python() -> PathBuf {
+    let python = std::env::var_os("AEFUSION_PYTHON").map(PathBuf::from);
+    needed(python.ok_or_else(|| "needs AEFUSION_PYTHON, which cargo xtask test sets".to_owned()))
 }
 
-/// The Python of an environment with `tests/exported/requirements.txt`, if there is one.
-fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("AEFUSION_PYTHON");
-    if python.is_none() {
-        eprintln!("skipped: AEFUSION_PYTHON names no Python with onnx and onnxruntime; cargo xtask test sets it");
-    }
-    python.map(PathBuf::from)
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn other_programs_compute_the_same_from_the_exported_file() {
-    let Some(python) = python() else { return };
+    let python = python();
     let session = session();
     let mut rng = Pcg64Mcg::seed_from_u64(4);
     let n = 1_000_i64;

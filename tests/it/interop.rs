@@ -1,9 +1,6 @@
 //! Models made by other programs give the numbers that onnxruntime gives in Python; see `tests/interop/README.md`.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use aefusion::session::{Session, SessionOptions};
@@ -11,8 +8,10 @@ use aefusion_udfs::sql::SessionContextExt;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::compute::{cast, concat_batches};
 use datafusion::arrow::datatypes::{DataType, Float64Type};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Trial;
 use serde::Deserialize;
+
+use crate::harness;
 
 /// One entry of `tests/interop/cases.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,16 +28,15 @@ struct Case {
 /// Lists of numbers are `Float32` in SQL, whatever the model computes in.
 const FLOAT32_ROUNDING: f64 = 6e-8;
 
-fn main() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
-    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
-    let trials = cases.into_iter().map(|case| Trial::test(case.name.clone(), move || run(&case))).collect();
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-fn run(case: &Case) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(check(case)).map_err(Failed::from)
+/// A test for each case.
+pub(crate) fn trials() -> Vec<Trial> {
+    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read("tests/interop/cases.json").unwrap()).unwrap();
+    let test = |case: Case| {
+        harness::trial(format!("interop::{}", case.name), move || {
+            harness::block_on(check(&case)).unwrap_or_else(|error| panic!("{error}"));
+        })
+    };
+    cases.into_iter().map(test).collect()
 }
 
 async fn check(case: &Case) -> Result<(), String> {

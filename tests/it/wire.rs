@@ -1,7 +1,5 @@
 //! Plans that cross a wire give the same rows on the other side, and only with the same file.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
-
 use aefusion_udfs::SessionStateBuilderExt;
 use aefusion_udfs::infer::InferCodec;
 use aefusion_udfs::model::catalog::Models;
@@ -15,6 +13,11 @@ use datafusion_proto::bytes::{
     logical_plan_from_bytes_with_extension_codec, logical_plan_to_bytes_with_extension_codec,
     physical_plan_from_bytes_with_extension_codec, physical_plan_to_bytes_with_extension_codec,
 };
+
+crate::harness::tests! {
+    async plans_give_the_same_rows_on_the_other_side,
+    async another_file_under_the_same_name_is_refused,
+}
 
 /// In both forms, beside each other, with a call that stays, and below a decoder.
 const QUERIES: [&str; 4] = [
@@ -48,7 +51,6 @@ async fn rows(session: &SessionContext, sql: &str) -> String {
     pretty_format_batches(&batches).unwrap().to_string()
 }
 
-#[tokio::test]
 async fn plans_give_the_same_rows_on_the_other_side() {
     let here = side("tests/models/mean.onnx").await;
     let there = side("tests/models/mean.onnx").await;
@@ -72,7 +74,6 @@ async fn plans_give_the_same_rows_on_the_other_side() {
     }
 }
 
-#[tokio::test]
 async fn another_file_under_the_same_name_is_refused() {
     let here = side("tests/models/mean.onnx").await;
     let there = side("tests/models/scaled.onnx").await;

@@ -1,7 +1,5 @@
 //! Files that are corrupt, cut off or changed at random: each loads or gives an error, and none brings the process down.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
-
 use std::path::Path;
 
 use aefusion_udfs::model::catalog::Models;
@@ -9,6 +7,12 @@ use aefusion_udfs::model::metadata::Metadata;
 use aefusion_udfs::model::store::ModelStore;
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
+
+crate::harness::tests! {
+    alone changed_files_load_or_are_refused,
+    fn every_shorter_file_is_refused_or_loads,
+    fn nesting_is_bounded,
+}
 
 /// Changed files a model.
 const CHANGED: usize = 100;
@@ -38,7 +42,6 @@ const BASES: [&str; 20] = [
     "interop/column_inputs",
 ];
 
-#[test]
 fn changed_files_load_or_are_refused() {
     let models = Models::new(ModelStore::in_memory());
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
@@ -64,7 +67,6 @@ fn changed_files_load_or_are_refused() {
     assert!(loaded > 100 && refused > 500, "{loaded} loaded, {refused} refused");
 }
 
-#[test]
 fn every_shorter_file_is_refused_or_loads() {
     let models = Models::new(ModelStore::in_memory());
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/mean.onnx");
@@ -76,7 +78,6 @@ fn every_shorter_file_is_refused_or_loads() {
     }
 }
 
-#[test]
 fn nesting_is_bounded() {
     // a graph in an attribute of a node of a graph in …
     let mut file = Vec::new();

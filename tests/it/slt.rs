@@ -1,9 +1,7 @@
 //! SQL with its results: one file under `tests/slt/` for each function and statement.
 //!
-//! `UPDATE_SLT=1 cargo test --test slt` rewrites the expected results; read the difference, for they are to be right by
-//! hand, not by having been printed.
-
-#![allow(clippy::unwrap_used, reason = "a test")]
+//! `UPDATE_SLT=1 cargo test --test it -- slt` rewrites the expected results. Read the difference: a result must be right by
+//! hand, not because it was printed.
 
 use std::path::{Path, PathBuf};
 
@@ -12,34 +10,31 @@ use aefusion_udfs::sql::{execute, parse};
 use async_trait::async_trait;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::error::{DataFusionError, Result};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Trial;
 use sqllogictest::{
     AsyncDB, DBOutput, DefaultColumnType, Runner, default_column_validator, default_normalizer, default_validator,
 };
 
-fn main() {
-    // paths in the files are those of a user in the root of the repository
-    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+use crate::harness;
+
+/// A test for each file.
+pub(crate) fn trials() -> Vec<Trial> {
     let mut files: Vec<PathBuf> = std::fs::read_dir("tests/slt").unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let name = |path: &Path| path.file_stem().unwrap().to_string_lossy().into_owned();
-    let trials = files.into_iter().map(|path| Trial::test(name(&path), move || run(&path))).collect();
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    let name = |path: &Path| format!("slt::{}", path.file_stem().unwrap().to_string_lossy());
+    files.into_iter().map(|path| harness::trial(name(&path), move || harness::block_on(run(&path)))).collect()
 }
 
-fn run(path: &Path) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let mut runner = Runner::new(|| async { Database::open().map_err(Shown::from) });
-        if std::env::var_os("UPDATE_SLT").is_some() {
-            let (validator, columns) = (default_validator, default_column_validator);
-            return runner
-                .update_test_file(path, " ", validator, default_normalizer, columns)
-                .await
-                .map_err(|e| e.to_string().into());
-        }
-        runner.run_file_async(path).await.map_err(|e| e.to_string().into())
-    })
+async fn run(path: &Path) {
+    let mut runner = Runner::new(|| async { Database::open().map_err(Shown::from) });
+    if std::env::var_os("UPDATE_SLT").is_some() {
+        let (validator, columns) = (default_validator, default_column_validator);
+        return runner.update_test_file(path, " ", validator, default_normalizer, columns).await.unwrap();
+    }
+    // not Debug, which has no line breaks
+    if let Err(error) = runner.run_file_async(path).await {
+        panic!("{error}");
+    }
 }
 
 /// A session with a store of its own, in memory.
@@ -91,7 +86,7 @@ impl std::error::Error for Shown {}
 
 impl From<DataFusionError> for Shown {
     fn from(error: DataFusionError) -> Self {
-        Self(aefusion::message(&error))
+        Self(aefusion_udfs::message(&error))
     }
 }
 

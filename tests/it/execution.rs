@@ -1,6 +1,5 @@
-//! What a run of a model keeps of its input and of the machine: order, limits, unbounded inputs, memory, cancelling.
-
-#![allow(clippy::unwrap_used, reason = "a test")]
+//! A run of a model keeps the order of its input, stops at limits, takes unbounded inputs, bounds memory and can be
+//! cancelled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +23,18 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::prelude::{SessionConfig, SessionContext, col};
 
-#[path = "common/random_model.rs"]
-mod random_model;
-use random_model::RandomModel;
+use crate::random_model::RandomModel;
+
+crate::harness::tests! {
+    async an_order_of_the_input_is_kept,
+    async row_counts_come_from_statistics,
+    async an_input_without_end_is_scored_as_it_comes,
+    async a_cancelled_query_stops_within_a_block,
+    async memory_is_taken_from_the_pool,
+    #[cfg(target_os = "linux")]
+    alone sessions_of_dropped_models_are_freed,
+    async only_the_columns_that_are_needed_are_read,
+}
 
 /// A session with the model `m`, which is wide, so that its blocks are small, and takes two columns.
 fn session(memory: Option<usize>) -> (SessionContext, Arc<Model>) {
@@ -63,7 +71,6 @@ async fn physical(session: &SessionContext, sql: &str) -> String {
     displayable(plan.as_ref()).indent(true).to_string()
 }
 
-#[tokio::test]
 async fn an_order_of_the_input_is_kept() {
     let (session, _) = session(None);
     let sorted = table(10).with_sort_order(vec![vec![col("id").sort(true, false)]]);
@@ -74,8 +81,7 @@ async fn an_order_of_the_input_is_kept() {
     assert!(plan.contains("SortExec"), "{plan}");
 }
 
-#[tokio::test]
-async fn the_number_of_rows_is_known_as_before() {
+async fn row_counts_come_from_statistics() {
     let (session, model) = session(None);
     let before = model.rows_run();
     session.register_table("t", Arc::new(table(1000))).unwrap();
@@ -83,6 +89,19 @@ async fn the_number_of_rows_is_known_as_before() {
     let plan = physical(&session, "SELECT count(*) FROM (SELECT ae_error('m', a, b) AS e FROM t)").await;
     assert!(!plan.contains("InferExec"), "{plan}");
     assert_eq!(model.rows_run(), before);
+}
+
+/// Waits until a count stays the same for a while, and gives it. A block of rows takes milliseconds.
+async fn still(count: impl Fn() -> u64) -> u64 {
+    const STANDS: u32 = 50;
+    let (mut last, mut same) = (count(), 0);
+    while same < STANDS {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = count();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
 }
 
 #[derive(Debug)]
@@ -99,7 +118,6 @@ impl PartitionStream for Endless {
     }
 }
 
-#[tokio::test]
 async fn an_input_without_end_is_scored_as_it_comes() {
     let (session, model) = session(None);
     let schema = batch(1).schema();
@@ -111,7 +129,6 @@ async fn an_input_without_end_is_scored_as_it_comes() {
     assert!((100..20_000).contains(&model.rows_run()), "{} rows ran", model.rows_run());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_query_stops_within_a_block() {
     let (session, model) = session(None);
     let rows = 1 << 20;
@@ -123,15 +140,11 @@ async fn a_cancelled_query_stops_within_a_block() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     drop(running);
-    // whoever was inside a block may end it
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let stopped_at = model.rows_run();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(model.rows_run(), stopped_at);
+    // a thread inside a block finishes the block; a query that goes on fails here, since it never stands still
+    let stopped_at = still(|| model.rows_run()).await;
     assert!(stopped_at < u64::try_from(rows).unwrap() / 2, "{stopped_at} rows ran");
 }
 
-#[tokio::test]
 async fn memory_is_taken_from_the_pool() {
     let (session, _) = session(Some(100_000));
     session.register_table("t", Arc::new(table(10_000))).unwrap();
@@ -149,8 +162,12 @@ fn resident() -> usize {
 }
 
 #[cfg(target_os = "linux")]
-#[tokio::test]
-async fn sessions_of_dropped_models_are_freed() {
+fn sessions_of_dropped_models_are_freed() {
+    crate::harness::block_on(load_and_drop_models());
+}
+
+#[cfg(target_os = "linux")]
+async fn load_and_drop_models() {
     let (session, _) = session(None);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("wide.onnx");
@@ -171,7 +188,6 @@ async fn sessions_of_dropped_models_are_freed() {
     assert!(after < before + 60, "{before} MiB after 200 rounds, {after} MiB after 1000");
 }
 
-#[tokio::test]
 async fn only_the_columns_that_are_needed_are_read() {
     let (session, _) = session(None);
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,58 @@
+//! The tests of the whole, in one executable: `cargo test --test it -- slt::encode` runs one of them.
+//!
+//! They run side by side, with the root of the repository as current directory. A module lists its tests with
+//! `tests!`; a function that is missing in the list is dead code, and `clippy --deny warnings` fails. Files of
+//! `tests/slt`, pages of the documentation and cases of `tests/interop` are a test each.
+//!
+//! A test that needs a tool which this machine lacks is ignored and shows the reason. With `CI=true` it fails.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+#[path = "../common/harness.rs"]
+mod harness;
+#[path = "../common/program.rs"]
+mod program;
+#[path = "../common/random_model.rs"]
+mod random_model;
+
+mod cli;
+mod determinism;
+mod docs;
+mod execution;
+mod hostile;
+mod interop;
+mod lift_calls;
+mod plans;
+mod publishing;
+#[cfg(feature = "kafka")]
+mod refused;
+mod slt;
+mod training;
+mod wire;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let arguments = Arguments::from_args();
+    let modules = [
+        harness::trials("cli", cli::TESTS),
+        harness::trials("determinism", determinism::TESTS),
+        harness::trials("docs", docs::TESTS),
+        harness::trials("execution", execution::TESTS),
+        harness::trials("hostile", hostile::TESTS),
+        harness::trials("lift_calls", lift_calls::TESTS),
+        harness::trials("plans", plans::TESTS),
+        harness::trials("publishing", publishing::TESTS),
+        harness::trials("training", training::TESTS),
+        harness::trials("wire", wire::TESTS),
+        docs::trials(),
+        interop::trials(),
+        slt::trials(),
+        #[cfg(feature = "kafka")]
+        harness::trials("refused", refused::TESTS),
+    ];
+    libtest_mimic::run(&arguments, modules.into_iter().flatten().collect()).exit_code()
+}
