@@ -71,6 +71,18 @@ pub struct CreateModel {
 }
 
 /// [`SessionContext::sql`], with the statements about models.
+///
+/// Pass only text that you trust. For other text, use DataFusion's own method with options that refuse all statements but
+/// queries:
+///
+/// ```
+/// # use datafusion::prelude::{SQLOptions, SessionContext};
+/// # async fn run(session: &SessionContext, text: &str) -> datafusion::error::Result<()> {
+/// let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+/// let rows = session.sql_with_options(text, options).await?;
+/// # rows.show().await
+/// # }
+/// ```
 #[async_trait]
 pub trait SessionContextExt {
     /// Runs one statement of any kind.
