@@ -15,8 +15,8 @@ use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 
 use crate::functions::{ModelFunction, model_argument};
 use crate::model::Model;
-use crate::names::keep_names;
-use crate::near;
+use crate::keep_names::keep_names;
+use crate::suggest;
 
 /// Binds every call to the file that its model name means now, and a call without features to columns:
 ///
@@ -162,7 +162,7 @@ impl Scope<'_> {
         }
         let in_scope: Vec<&str> = self.schema.fields().iter().map(|field| field.name().as_str()).collect();
         let hint = match missing.as_slice() {
-            [one] => near::hint(one, in_scope),
+            [one] => suggest::hint(one, in_scope),
             _ if columns.is_empty() => {
                 "; give the features as arguments, or name the model's columns by the option input_cols".to_owned()
             }
@@ -172,7 +172,7 @@ impl Scope<'_> {
             "needs {} features (model {model}), found {}: no column {} in scope{hint}",
             features.len(),
             columns.len(),
-            near::shortened(&missing)
+            suggest::shortened(&missing)
         )
     }
 

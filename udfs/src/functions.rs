@@ -1,4 +1,4 @@
-//! The SQL functions. One file each: documentation, result type, evaluation.
+//! The SQL functions, one file for each: documentation, result type, evaluation.
 
 mod contributions;
 mod decode;
@@ -13,7 +13,7 @@ mod run;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use datafusion::arrow::array::ArrayRef;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
@@ -33,7 +33,7 @@ use crate::matrix::{Form, Rows};
 use crate::model::catalog::Models;
 use crate::model::metadata::Feature;
 use crate::model::{Model, Start};
-use crate::score::{Scores, Wanted, score};
+use crate::score::{Scores, Request, score};
 use crate::sql::explain;
 
 pub(crate) use contributions::Contributions;
@@ -47,62 +47,81 @@ const SECTION: DocSection = DocSection {
     description: Some("Run an autoencoder over rows of features."),
 };
 
-/// What one SQL function gives.
+/// How SQL shows a function: its names, its result and its documentation.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    /// Name in SQL.
+    pub(crate) name: &'static str,
+    /// Further names in SQL.
+    pub(crate) aliases: &'static [&'static str],
+    /// Name of the result among those of one run, as in `outputs=[error, code]`.
+    pub(crate) output: &'static str,
+    /// Type of the result that `SHOW FUNCTIONS` lists. The type in a query depends on the model.
+    pub(crate) shown_type: fn() -> DataType,
+    /// What `SHOW FUNCTIONS` lists.
+    pub(crate) documentation: LazyLock<Documentation>,
+}
+
+/// A function over the rows of a model.
 pub(crate) trait Function: fmt::Debug + Send + Sync {
-    fn name(&self) -> &'static str;
+    /// How SQL shows it.
+    fn spec(&self) -> &'static Spec;
 
-    fn aliases(&self) -> &'static [&'static str] {
-        &[]
-    }
-
-    fn documentation(&self) -> &'static Documentation;
-
-    /// What the arguments after the model are.
+    /// The arguments after the model.
     fn arguments(&self, model: &Model) -> Result<Vec<Feature>> {
         Ok(model.contract().features.clone())
     }
 
-    /// Whether the arguments may be left out, and columns be taken by name.
+    /// Whether a call without arguments takes its columns by name.
     fn binds_by_name(&self) -> bool {
         true
     }
 
-    /// Whether the arguments fit, which is a planning error if not.
+    /// Checks number and types of the arguments.
+    ///
+    /// # Errors
+    /// A planning error if the model does not take them.
     fn check(&self, model: &Model, form: &Form) -> Result<()> {
         form.check(model)
     }
 
-    /// Type of the result as `SHOW FUNCTIONS` tells it, for any model.
-    fn shown_type(&self) -> DataType;
-
     /// Type of the result.
     fn data_type(&self, model: &Model, form: &Form) -> Result<DataType>;
 
-    /// Where the graph is entered.
+    /// Where the run of the graph starts.
     fn start(&self) -> Start {
         Start::Features
     }
 
-    /// Name of the result among those of one run.
-    fn output(&self) -> &'static str;
-
     /// What the model must compute.
-    fn wanted(&self, model: &Model, form: &Form) -> Result<Wanted>;
+    fn request(&self, model: &Model, form: &Form) -> Result<Request>;
 
-    /// The result, out of what was computed: what is [wanted](Self::wanted) and maybe more.
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef>;
+    /// The result, from scores that hold at least the [request](Self::request).
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef>;
 }
 
-/// The result of one function for some rows.
-pub(crate) fn evaluate(function: &dyn Function, call: &Call<'_>, block_rows: Option<usize>) -> Result<ArrayRef> {
-    let wanted = function.wanted(call.model, call.form)?;
-    let scores = score(call.model, function.start(), call.rows, &wanted, block_rows)?;
+impl dyn Function {
+    /// Name in SQL.
+    pub(crate) fn name(&self) -> &'static str {
+        self.spec().name
+    }
+
+    /// Name of the result among those of one run.
+    pub(crate) fn output(&self) -> &'static str {
+        self.spec().output
+    }
+}
+
+/// The result of a function for some rows.
+pub(crate) fn evaluate(function: &dyn Function, call: &BatchCall<'_>, block_rows: Option<usize>) -> Result<ArrayRef> {
+    let request = function.request(call.model, call.form)?;
+    let scores = score(call.model, function.start(), call.rows, &request, block_rows)?;
     function.result(call, &scores)
 }
 
-/// One call over one batch.
+/// A call over the rows of one batch.
 #[derive(Debug)]
-pub(crate) struct Call<'a> {
+pub(crate) struct BatchCall<'a> {
     pub(crate) model: &'a Model,
     pub(crate) form: &'a Form,
     pub(crate) rows: &'a Rows,
@@ -124,13 +143,13 @@ pub(crate) fn all() -> Vec<Arc<dyn Function>> {
     ]
 }
 
-/// A function of the SQL language, of any model or of one.
+/// A function as SQL sees it: for any model, or pinned to one.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelFunction {
     function: Arc<dyn Function>,
     models: Models,
     options: AeOptions,
-    /// The model that the plan was made with.
+    /// The model that the plan was made with; none before [`crate::BindModels`] ran.
     pinned: Option<Arc<Model>>,
     signature: Signature,
     aliases: Vec<String>,
@@ -138,11 +157,11 @@ pub(crate) struct ModelFunction {
 
 impl ModelFunction {
     pub(crate) fn new(function: Arc<dyn Function>, models: Models, options: AeOptions) -> Self {
-        // The first form is there to be shown by SHOW FUNCTIONS; any arguments are accepted and then checked.
+        // SHOW FUNCTIONS lists the first form. Any arguments are accepted here, and checked later.
         let shown = TypeSignature::Exact(shown_arguments());
         let signature =
             Signature::one_of(vec![shown, TypeSignature::VariadicAny, TypeSignature::Nullary], Volatility::Immutable);
-        let aliases = function.aliases().iter().map(|alias| (*alias).to_owned()).collect();
+        let aliases = function.spec().aliases.iter().map(|alias| (*alias).to_owned()).collect();
         Self { function, models, options, pinned: None, signature, aliases }
     }
 
@@ -163,16 +182,16 @@ impl ModelFunction {
         self.pinned.is_some()
     }
 
-    /// A function for a model that is known.
+    /// A function that is pinned to a model.
     #[cfg(feature = "proto")]
     pub(crate) fn pinned_to(function: Arc<dyn Function>, models: Models, model: Arc<Model>) -> Self {
         Self { pinned: Some(model), ..Self::new(function, models, AeOptions::default()) }
     }
 
-    /// This function for the model that a call means now.
+    /// This function, pinned to the model that a reference names now.
     ///
     /// # Errors
-    /// A planning error if there is none.
+    /// A planning error if there is no such model.
     pub(crate) fn pin(&self, reference: Option<&str>) -> Result<(Self, Arc<Model>)> {
         let model = self.model(reference)?;
         Ok((Self { pinned: Some(Arc::clone(&model)), ..self.clone() }, model))
@@ -185,7 +204,7 @@ impl ModelFunction {
         }
     }
 
-    /// Puts the call before an error, so that it says what was being done.
+    /// Puts the call before the text of an error.
     pub(crate) fn explain(&self, reference: Option<&str>, error: DataFusionError) -> DataFusionError {
         let reference = reference.map(|reference| format!("'{reference}'")).unwrap_or_default();
         explain(format!("{}({reference})", self.function.name()), error)
@@ -213,7 +232,7 @@ impl ModelFunction {
         let form = Form::of(fields);
         if form == Form::ByName {
             let error = plan_err!(
-                "columns are taken by name only where the rule aefusion_udfs::BindModels is installed; give the features as arguments"
+                "columns are bound by name only if the session has the rule aefusion_udfs::BindModels; give the features as arguments"
             );
             return error.map_err(|e| self.explain(reference, e));
         }
@@ -221,19 +240,19 @@ impl ModelFunction {
             .arguments(&model)
             .and_then(|features| Rows::new(arguments, &features, n))
             .and_then(|rows| {
-                let call = Call { model: &model, form: &form, rows: &rows };
+                let call = BatchCall { model: &model, form: &form, rows: &rows };
                 evaluate(self.function.as_ref(), &call, options.block_rows())
             })
             .map_err(|e| self.explain(reference, e))
     }
 }
 
-/// A model and a list: no real call has a column of strings and then one of lists.
+/// A model and a list. No real call has a column of strings followed by a column of lists.
 fn shown_arguments() -> Vec<DataType> {
     vec![DataType::Utf8, DataType::new_list(DataType::Float32, true)]
 }
 
-/// The model that a literal first argument names.
+/// The model name in a literal first argument.
 pub(crate) fn model_argument(first: Option<&ScalarValue>) -> Option<&str> {
     match first {
         Some(
@@ -273,7 +292,7 @@ impl ScalarUDFImpl for ModelFunction {
         &self.signature
     }
 
-    /// `ae_error('m',a,b)`: with the model as the user wrote it.
+    /// `ae_error('m',a,b)`, with the model as the user wrote it.
     fn schema_name(&self, args: &[Expr]) -> Result<String> {
         let shown = args.iter().enumerate().map(|(i, arg)| match arg {
             Expr::Literal(value, _) if i == 0 => match model_argument(Some(value)) {
@@ -297,7 +316,7 @@ impl ScalarUDFImpl for ModelFunction {
         if args.arg_fields.iter().map(|field| field.data_type()).eq(shown_arguments().iter())
             && args.scalar_arguments.iter().all(Option::is_none)
         {
-            return Ok(Arc::new(Field::new(self.name(), self.function.shown_type(), true)));
+            return Ok(Arc::new(Field::new(self.name(), (self.function.spec().shown_type)(), true)));
         }
         let reference = model_argument(args.scalar_arguments.first().copied().flatten());
         let features = if reference.is_some() { &args.arg_fields[1..] } else { args.arg_fields };
@@ -318,9 +337,9 @@ impl ScalarUDFImpl for ModelFunction {
         Ok(ExprSimplifyResult::Simplified(Expr::ScalarFunction(call)))
     }
 
-    /// Nothing is known but the type: without it, `ae_error(…) > 1` as a sort key cannot be planned.
+    /// Only the type is known. Without the type, `ae_error(…) > 1` cannot be planned as a sort key.
     fn evaluate_bounds(&self, _: &[&Interval]) -> Result<Interval> {
-        Interval::make_unbounded(&self.function.shown_type())
+        Interval::make_unbounded(&(self.function.spec().shown_type)())
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -330,7 +349,7 @@ impl ScalarUDFImpl for ModelFunction {
         };
         let skip = usize::from(reference.is_some());
         let features = &args.args[skip..];
-        // constant arguments: one row stands for all
+        // constant arguments: one row is enough for all
         let is_constant = features.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let n = if is_constant { 1 } else { args.number_rows };
         let arrays = features.iter().map(|value| value.to_array(n)).collect::<Result<Vec<_>>>()?;
@@ -343,19 +362,22 @@ impl ScalarUDFImpl for ModelFunction {
     }
 
     fn documentation(&self) -> Option<&Documentation> {
-        Some(self.function.documentation())
+        Some(&self.function.spec().documentation)
     }
 }
 
-/// Documentation with the arguments that all functions over features share.
-fn over_features(name: &str, gives: &str) -> DocumentationBuilder {
-    Documentation::builder(SECTION, gives, format!("{name}(['model'] [, features])"))
-        .with_argument(
-            "model",
-            "Name of the model, or name@version. Without it: ae.default_model, or the only model of the store.",
-        )
-        .with_argument(
-            "features",
-            "One list, one struct, the columns in the model's order, or nothing: then columns are taken by name.",
-        )
+/// Documentation with the argument `model`.
+fn documented(description: &str, syntax: impl Into<String>) -> DocumentationBuilder {
+    Documentation::builder(SECTION, description, syntax).with_argument(
+        "model",
+        "Name of the model, or name@version. Without it: ae.default_model, or the only model of the store.",
+    )
+}
+
+/// Documentation of a function over features.
+fn over_features(name: &str, description: &str) -> DocumentationBuilder {
+    documented(description, format!("{name}(['model'] [, features])")).with_argument(
+        "features",
+        "One list, one struct, or the columns in the order of the model. Without them, columns are bound by name.",
+    )
 }

@@ -30,7 +30,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use crate::functions::{Function, ModelFunction};
 use crate::matrix::Form;
 use crate::model::{Model, Start};
-use crate::score::Wanted;
+use crate::score::Request;
 
 pub use lift::LiftCalls;
 pub use node::Infer;
@@ -102,7 +102,7 @@ impl Hash for Output {
     }
 }
 
-/// What is run over rows, whatever the features are: a model, where its graph is entered, what is wanted of it.
+/// What is run over rows, whatever the features are: a model, where its graph is entered, what is request of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Job {
     pub(crate) model: Arc<Model>,
@@ -128,9 +128,9 @@ impl Job {
     ///
     /// # Errors
     /// A planning error if the model lacks something.
-    fn wanted(&self, form: &Form) -> Result<Wanted> {
-        let add = |wanted: Wanted, output: &Output| Ok(wanted.and(&output.function.wanted(&self.model, form)?));
-        self.outputs.iter().try_fold(Wanted::default(), add)
+    fn request(&self, form: &Form) -> Result<Request> {
+        let add = |request: Request, output: &Output| Ok(request.and(&output.function.request(&self.model, form)?));
+        self.outputs.iter().try_fold(Request::default(), add)
     }
 
     /// `model=m@3 (sha256:3f2a91c0), features=[a, b], outputs=[code, error]`

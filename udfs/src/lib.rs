@@ -25,23 +25,27 @@
 //! | one run of a model for all calls of a query | [`infer`] |
 //! | settings (`SET ae.…`) | [`config`] |
 //! | which columns a model takes, dates as numbers | [`columns`] |
-//! | choices that have names | [`named`] |
+//! | options whose values have names | [`choice`] |
 
 mod bind;
 mod blocking;
+pub mod choice;
 pub mod columns;
 pub mod config;
 mod functions;
 pub mod infer;
+mod keep_names;
 mod matrix;
+mod message;
 pub mod model;
-pub mod named;
-mod names;
-mod narrow;
-pub mod near;
+#[doc(hidden)]
+pub mod numbers;
 mod score;
 pub mod sql;
+#[doc(hidden)]
+pub mod suggest;
 mod tables;
+mod temporary;
 
 use std::sync::Arc;
 
@@ -55,9 +59,12 @@ pub use bind::BindModels;
 use config::AeOptions;
 use functions::ModelFunction;
 use infer::LiftCalls;
+pub use message::message;
 use model::catalog::Models;
 use sql::OnnxFunctions;
 use tables::{FeatureTable, ModelTable, TrainingTable};
+#[doc(hidden)]
+pub use temporary::temporary_file;
 
 /// The scalar functions (`ae_encode` …) over some models.
 pub fn scalar_functions(models: &Models, options: &AeOptions) -> Vec<Arc<ScalarUDF>> {
@@ -99,13 +106,13 @@ pub fn register_all(session: &SessionContext, models: Models) -> Result<()> {
         let builder = SessionStateBuilder::new_from_existing(state.clone());
         *state = with_lifted_calls(builder).build();
     } else {
-        log::warn!("{OWN_PLANNER}");
+        log::warn!("{CUSTOM_PLANNER}");
     }
     Ok(())
 }
 
 /// Without it everything works, and the model runs once a call instead of once a row.
-const OWN_PLANNER: &str = "the session has a query planner of its own: calls are not lifted into shared runs of their model; add \
+const CUSTOM_PLANNER: &str = "the session has a query planner of its own: calls are not lifted into shared runs of their model; add \
                            aefusion_udfs::infer::InferPlanner to that planner, and the rule LiftCalls to the session";
 
 fn with_lifted_calls(builder: SessionStateBuilder) -> SessionStateBuilder {
@@ -137,7 +144,7 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         match can_plan {
             true => with_lifted_calls(builder),
             false => {
-                log::warn!("{OWN_PLANNER}");
+                log::warn!("{CUSTOM_PLANNER}");
                 builder
             }
         }

@@ -19,7 +19,7 @@ use crate::model::Model;
 use crate::model::contract::{Contract, TensorSpec};
 use crate::model::metadata::{Feature, NullPolicy};
 use crate::model::runtime::Element;
-use crate::near;
+use crate::suggest;
 pub(crate) use cells::{Block, Cells, split_columns};
 
 /// How the features were given, as a plan sees it.
@@ -86,7 +86,7 @@ impl Form {
                     .collect();
                 if !missing.is_empty() {
                     let has: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
-                    let (missing, has) = (near::shortened(&missing), near::shortened(&has));
+                    let (missing, has) = (suggest::shortened(&missing), suggest::shortened(&has));
                     return plan_err!(
                         "needs {expected} features (model {model}); the struct has no field {}; its fields are {}",
                         missing,
@@ -146,13 +146,13 @@ fn fits(data_type: &DataType, element: Element) -> bool {
 #[derive(Debug, Clone)]
 pub(crate) struct Rows {
     n: usize,
-    layout: Layout,
+    arrays: FeatureArrays,
     /// Rows that are null as a whole: a null list or struct.
     nulls: Option<NullBuffer>,
 }
 
 #[derive(Debug, Clone)]
-enum Layout {
+enum FeatureArrays {
     /// All numbers of a row stand together.
     Packed(ArrayRef),
     /// One array a feature.
@@ -172,7 +172,7 @@ impl Rows {
                     let list = one.as_fixed_size_list();
                     return Ok(Self {
                         n,
-                        layout: Layout::Packed(Arc::clone(list.values())),
+                        arrays: FeatureArrays::Packed(Arc::clone(list.values())),
                         nulls: list.nulls().cloned(),
                     });
                 }
@@ -185,7 +185,7 @@ impl Rows {
         if arguments.len() != features.len() {
             return exec_err!("needs {} features, found {}", features.len(), arguments.len());
         }
-        Ok(Self { n, layout: Layout::Columns(arguments.to_vec()), nulls: None })
+        Ok(Self { n, arrays: FeatureArrays::Columns(arguments.to_vec()), nulls: None })
     }
 
     fn from_struct(rows: &StructArray, features: &[Feature]) -> Result<Self> {
@@ -194,7 +194,7 @@ impl Rows {
             None => exec_err!("the struct has no field {}", feature.name),
         };
         let columns = features.iter().map(column).collect::<Result<_>>()?;
-        Ok(Self { n: rows.len(), layout: Layout::Columns(columns), nulls: rows.nulls().cloned() })
+        Ok(Self { n: rows.len(), arrays: FeatureArrays::Columns(columns), nulls: rows.nulls().cloned() })
     }
 
     fn from_list<O: OffsetSizeTrait>(rows: &GenericListArray<O>, width: usize) -> Result<Self> {
@@ -218,7 +218,7 @@ impl Rows {
                 .collect();
             take(rows.values(), &indices, None)?
         };
-        Ok(Self { n: rows.len(), layout: Layout::Packed(values), nulls: rows.nulls().cloned() })
+        Ok(Self { n: rows.len(), arrays: FeatureArrays::Packed(values), nulls: rows.nulls().cloned() })
     }
 
     /// Rows of zeros, or of empty strings, of the model's own types.
@@ -230,7 +230,7 @@ impl Rows {
         };
         let elements = contract.inputs.iter().flat_map(|input| std::iter::repeat_n(input.element, input.width()));
         let columns = elements.map(zero).collect::<Result<_>>()?;
-        Ok(Self { n, layout: Layout::Columns(columns), nulls: None })
+        Ok(Self { n, arrays: FeatureArrays::Columns(columns), nulls: None })
     }
 
     /// Number of rows.
@@ -243,11 +243,11 @@ impl Rows {
         if policy == NullPolicy::Impute {
             return self.nulls.clone();
         }
-        match &self.layout {
-            Layout::Columns(columns) => columns.iter().fold(self.nulls.clone(), |nulls, column| {
+        match &self.arrays {
+            FeatureArrays::Columns(columns) => columns.iter().fold(self.nulls.clone(), |nulls, column| {
                 NullBuffer::union(nulls.as_ref(), column.logical_nulls().as_ref())
             }),
-            Layout::Packed(values) => match values.logical_nulls().filter(|nulls| nulls.null_count() > 0) {
+            FeatureArrays::Packed(values) => match values.logical_nulls().filter(|nulls| nulls.null_count() > 0) {
                 None => self.nulls.clone(),
                 Some(nulls) => {
                     let whole: NullBuffer =
@@ -260,9 +260,9 @@ impl Rows {
 
     /// Whether feature `index` of every row is given; none: it always is.
     pub(crate) fn feature_nulls(&self, index: usize, width: usize) -> Option<NullBuffer> {
-        match &self.layout {
-            Layout::Columns(columns) => columns[index].logical_nulls(),
-            Layout::Packed(values) => {
+        match &self.arrays {
+            FeatureArrays::Columns(columns) => columns[index].logical_nulls(),
+            FeatureArrays::Packed(values) => {
                 let nulls = values.logical_nulls()?;
                 Some((0..self.n).map(|row| nulls.is_valid(row * width + index)).collect())
             }
@@ -272,10 +272,10 @@ impl Rows {
 
     /// The values of one feature.
     pub(crate) fn feature(&self, index: usize, width: usize) -> Result<ArrayRef> {
-        match &self.layout {
-            Layout::Columns(columns) => Ok(Arc::clone(&columns[index])),
-            Layout::Packed(values) if values.is_empty() => Ok(new_empty_array(values.data_type())),
-            Layout::Packed(values) => {
+        match &self.arrays {
+            FeatureArrays::Columns(columns) => Ok(Arc::clone(&columns[index])),
+            FeatureArrays::Packed(values) if values.is_empty() => Ok(new_empty_array(values.data_type())),
+            FeatureArrays::Packed(values) => {
                 let indices: UInt64Array = (0..self.n).map(|row| Some((row * width + index) as u64)).collect();
                 Ok(take(values, &indices, None)?)
             }
@@ -290,12 +290,12 @@ impl Rows {
     /// An execution error if a value does not fit that type.
     pub(crate) fn cells(&self, input: &TensorSpec, first: usize, width: usize, policy: NullPolicy) -> Result<Cells> {
         let all = first == 0 && input.width() == width;
-        let columns = match &self.layout {
-            Layout::Packed(values) if all => {
+        let columns = match &self.arrays {
+            FeatureArrays::Packed(values) if all => {
                 return Cells::packed(&temporal_as_numbers(values)?, input.element, width, policy);
             }
-            Layout::Columns(columns) => columns[first..first + input.width()].to_vec(),
-            Layout::Packed(_) => {
+            FeatureArrays::Columns(columns) => columns[first..first + input.width()].to_vec(),
+            FeatureArrays::Packed(_) => {
                 (first..first + input.width()).map(|index| self.feature(index, width)).collect::<Result<_>>()?
             }
         };
@@ -305,7 +305,7 @@ impl Rows {
 
     /// All features as `f64`, whatever the inputs of the graph are.
     pub(crate) fn numbers(&self, width: usize, policy: NullPolicy) -> Result<Cells> {
-        let all = TensorSpec { name: String::new(), element: Element::Float64, rows_each: 1, shape: vec![width] };
+        let all = TensorSpec { name: String::new(), element: Element::Float64, rows_per_row: 1, shape: vec![width] };
         self.cells(&all, 0, width, policy)
     }
 }
@@ -330,7 +330,7 @@ pub(crate) fn list_array(values: ArrayRef, width: usize, nulls: Option<NullBuffe
 
 /// `FixedSizeList<Float32, width>`.
 pub(crate) fn list_type(width: usize) -> DataType {
-    DataType::new_fixed_size_list(DataType::Float32, crate::narrow::list_size(width), true)
+    DataType::new_fixed_size_list(DataType::Float32, crate::numbers::list_size(width), true)
 }
 
 #[cfg(test)]

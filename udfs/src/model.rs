@@ -1,4 +1,4 @@
-//! Models: what a file holds, running it, and the store of names and versions.
+//! Models: the contents of a file, running it, and the store of names and versions.
 
 pub mod calibration;
 pub mod catalog;
@@ -26,27 +26,27 @@ use contract::{Contract, PROBE_ROWS, TensorSpec};
 use metadata::{Metadata, Role};
 pub use onnx::Limits;
 use onnx::proto::ModelProto;
-use onnx::{Cut, DECODER_PREFIX, cut, declare, encode, merge, parse, tensor_values};
+use onnx::{Cut, DECODER_PREFIX, cut, declare, encode, merge, parse, computed_tensors};
 use pool::Pool;
 use store::ModelName;
 pub use trial::Trial;
 
-/// Rows are padded to a multiple of this, so that a row meets the same arithmetic whatever rows stand beside it.
+/// Blocks are padded to a multiple of this number of rows. A row then has the same arithmetic in every block.
 pub(crate) const ROW_MULTIPLE: usize = PROBE_ROWS;
 
-/// Where a run starts.
+/// The tensor at which a run starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Start {
-    /// At the features.
+    /// The features.
     Features,
-    /// At the code: only the decoder runs.
+    /// The code: only the decoder runs.
     Code,
 }
 
-/// Sessions by the part of the graph that they run: where it starts, and what it computes.
+/// Sessions by the part of the graph that they run: its start and its outputs.
 type Pools = HashMap<(Start, Vec<String>), Arc<Pool>>;
 
-/// An autoencoder, ready to run. Two models are equal if their files are.
+/// An autoencoder that is ready to run. Models are equal if they have the same file, name and version.
 pub struct Model {
     name: ModelName,
     version: u64,
@@ -60,10 +60,10 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a file and finds out what it holds.
+    /// Reads a file and determines its contract.
     ///
     /// # Errors
-    /// A planning error that says what is refused, missing or ambiguous.
+    /// A planning error if the file is refused, or a tensor is missing or ambiguous.
     pub(crate) fn load(name: &ModelName, version: u64, bytes: Bytes, limits: &Limits) -> Result<Self> {
         let graph = parse(&bytes, limits)?;
         let metadata = Metadata::read(&graph)?;
@@ -82,24 +82,24 @@ impl Model {
         })
     }
 
-    /// Name in the store.
+    /// The name in the store.
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
 
-    /// Version in the store.
+    /// The version in the store.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// SHA-256 of the file: the model's identity.
+    /// SHA-256 of the file, the identity of the model.
     pub fn sha256(&self) -> &[u8; 32] {
         &self.sha256
     }
 
     /// [`Model::sha256`] in hexadecimal.
     pub fn sha256_hex(&self) -> String {
-        self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.sha256)
     }
 
     /// The file.
@@ -107,7 +107,7 @@ impl Model {
         &self.bytes
     }
 
-    /// Rows that this process has put through the model so far.
+    /// Rows that this process has run through the model.
     pub fn rows_run(&self) -> u64 {
         self.rows_run.load(Ordering::Relaxed)
     }
@@ -116,17 +116,17 @@ impl Model {
         self.rows_run.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
-    /// What the file holds.
+    /// The inputs and outputs of the model.
     pub fn contract(&self) -> &Contract {
         &self.contract
     }
 
-    /// What the file says about itself.
+    /// The metadata of the file.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// The program that made the file, as the file says it.
+    /// The program that made the file, from the file.
     pub fn producer(&self) -> String {
         format!("{} {}", self.graph.producer_name(), self.graph.producer_version()).trim().to_owned()
     }
@@ -150,19 +150,19 @@ impl Model {
         Ok(Arc::clone(self.pools.lock().entry(key).or_insert(pool)))
     }
 
-    /// Rows run at once: so many that the widest activations stay in the second-level cache.
+    /// Rows of one run. The default keeps the widest activations in the second-level cache.
     ///
-    /// Measured on two cores: a 32-16-4-16-32 network is fastest from 4096 rows up, a 32-256-64-256-32 one at 1024.
-    pub(crate) fn block_rows(&self, wanted: Option<usize>) -> usize {
+    /// Measured on two cores: a 32-16-4-16-32 network is fastest from 4096 rows up, a 32-256-64-256-32 network at 1024.
+    pub(crate) fn block_rows(&self, requested: Option<usize>) -> usize {
         const CACHE_BYTES: usize = 1 << 20;
         if let Some(rows) = self.contract.fixed_rows {
             return rows;
         }
-        let rows = wanted.unwrap_or_else(|| (CACHE_BYTES / (4 * self.contract.widest)).clamp(256, 4096));
+        let rows = requested.unwrap_or_else(|| (CACHE_BYTES / (4 * self.contract.widest)).clamp(256, 4096));
         rows.next_multiple_of(ROW_MULTIPLE)
     }
 
-    /// Loads and runs what each function would run, so that a model that was registered does not fail in a query.
+    /// Runs what each function would run. A registered model then does not fail in a query.
     pub(crate) fn verify(self: &Arc<Self>) -> Result<()> {
         crate::score::verify(self)
     }
@@ -198,7 +198,7 @@ impl fmt::Debug for Model {
     }
 }
 
-/// A copy of a foreign file that describes itself: what `options` say, and what was found out, is in its metadata.
+/// A copy of a file with its contract and the `options` in its metadata.
 ///
 /// # Errors
 /// As [`Model::load`].
@@ -207,10 +207,10 @@ pub(crate) fn describe(bytes: &Bytes, options: Metadata, limits: &Limits) -> Res
     described(graph, options)
 }
 
-/// One file out of an encoder and a decoder; see [`describe`].
+/// One file from an encoder file and a decoder file; see [`describe`].
 ///
 /// # Errors
-/// A planning error if the two do not fit together.
+/// A planning error if the files do not fit together.
 pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metadata, limits: &Limits) -> Result<Bytes> {
     let encoder = parse(encoder, limits).map_err(|e| e.context("encoder_path"))?;
     let decoder = parse(decoder, limits).map_err(|e| e.context("decoder_path"))?;
@@ -220,12 +220,12 @@ pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metad
         (Some(name), _) => name.clone(),
         (None, [only]) => (*only).to_owned(),
         (None, _) => {
-            return plan_err!("the encoder file has the outputs {outputs:?}; say which is the code by the option code");
+            return plan_err!("the encoder file has the outputs {outputs:?}; name the code with the option code");
         }
     };
     let merged = merge(&encoder, &decoder, &code)?;
-    // the decoder's tensors got another name; its user knows the one in its own file
-    let names: Vec<&str> = merged.graph.iter().flat_map(tensor_values).collect();
+    // the merge renamed the tensors of the decoder; options have the names of the decoder file
+    let names: Vec<&str> = merged.graph.iter().flat_map(computed_tensors).collect();
     for (role, name) in options.tensors.iter_mut().filter(|(role, _)| **role != Role::Code) {
         let renamed = format!("{DECODER_PREFIX}{name}");
         let is_decoded = matches!(role, Role::Reconstruction | Role::ScaledReconstruction);
@@ -237,22 +237,27 @@ pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metad
     described(merged, options)
 }
 
-/// Names of the features as a file tells them; empty if it does not.
+/// Names of the features in the metadata of a file; empty if it has none.
 ///
 /// # Errors
-/// A planning error if it cannot be understood.
+/// A planning error if the file cannot be read.
 pub(crate) fn feature_names(bytes: &Bytes, limits: &Limits) -> Result<Vec<String>> {
     let features = Metadata::read(&parse(bytes, limits)?)?.features.unwrap_or_default();
     Ok(features.into_iter().map(|feature| feature.name).collect())
 }
 
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     let own = Metadata::read(&graph)?;
     let was_calibrated = own.calibration.is_some() && options.calibration.is_none();
-    let was = if was_calibrated { Contract::discover(&graph, &own).ok() } else { None };
+    let old = if was_calibrated { Contract::discover(&graph, &own).ok() } else { None };
     let mut metadata = options.or(own);
     let contract = Contract::discover(&graph, &metadata)?;
-    if was_calibrated && !was.is_some_and(|was| was.measures_as(&contract)) {
+    if was_calibrated && !old.is_some_and(|old| old.measures_as(&contract)) {
         metadata.calibration = None;
     }
     for role in Role::ALL {

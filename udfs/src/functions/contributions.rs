@@ -1,4 +1,4 @@
-//! `ae_contributions`: which features make up the error of a row.
+//! `ae_contributions`: the contribution of each feature to the error of a row.
 
 use std::sync::{Arc, LazyLock};
 
@@ -9,33 +9,39 @@ use datafusion::arrow::buffer::OffsetBuffer;
 use datafusion::arrow::compute::{cast, concat, take};
 use datafusion::arrow::datatypes::{DataType, Field, Fields};
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
 use super::reconstruct::as_source;
-use super::{Call, Function, over_features};
+use super::{BatchCall, Function, Spec, over_features};
 use crate::columns::temporal_as_numbers;
 use crate::matrix::Form;
 use crate::model::Model;
 use crate::model::contract::Contract;
 use crate::model::metadata::Role;
 use crate::model::runtime::Element;
-use crate::score::{Scores, Wanted};
+use crate::score::{Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "What each feature adds to the reconstruction error of a row, largest first: a list of structs of feature, value, \
-                 expected (the reconstruction), error (they sum to ae_error; for the metric rmse to its square) and share (they sum to 1).";
-    over_features("ae_contributions", gives)
-        .with_sql_example("SELECT id, ae_contributions('pumps')[1]['feature'] FROM readings")
-        .with_related_udf("ae_error")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_contributions",
+    aliases: &[],
+    output: "contributions",
+    shown_type: || list_of(entry(DataType::Float64)),
+    documentation: LazyLock::new(|| {
+        let description = "The contribution of each feature to the reconstruction error of a row, largest first: a list of structs \
+                           of feature, value, expected (the reconstruction), error and share. The errors sum to ae_error (for \
+                           the metric rmse, to its square). The shares sum to 1.";
+        over_features("ae_contributions", description)
+            .with_sql_example("SELECT id, ae_contributions('pumps')[1]['feature'] FROM readings")
+            .with_related_udf("ae_error")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct Contributions;
 
-/// `List<Struct<feature, value, expected, error, share>>`; `value` and `expected` are numbers, or text for a model that
-/// also reads strings.
+/// `List<Struct<feature, value, expected, error, share>>`. `value` and `expected` are numbers, or text if the model also
+/// reads strings.
 fn list_of(entry: Fields) -> DataType {
     DataType::List(Arc::new(Field::new_list_field(DataType::Struct(entry), true)))
 }
@@ -58,16 +64,8 @@ fn entry(value: DataType) -> Fields {
 }
 
 impl Function for Contributions {
-    fn name(&self) -> &'static str {
-        "ae_contributions"
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
-    }
-
-    fn shown_type(&self) -> DataType {
-        list_of(entry(DataType::Float64))
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
@@ -77,22 +75,18 @@ impl Function for Contributions {
         Ok(list_of(fields(contract)))
     }
 
-    fn output(&self) -> &'static str {
-        "contributions"
-    }
-
-    fn wanted(&self, model: &Model, _: &Form) -> Result<Wanted> {
+    fn request(&self, model: &Model, _: &Form) -> Result<Request> {
         let expected = model.contract().tensor(Role::Reconstruction).map(|_| Role::Reconstruction);
-        Ok(Wanted::roles(expected.into_iter().collect::<Vec<_>>()).and(&Wanted::parts()))
+        Ok(Request::roles(expected.into_iter().collect::<Vec<_>>()).and(&Request::parts()))
     }
 
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         let contract = call.model.contract();
         let (n, width) = (call.rows.len(), contract.features.len());
         let valid = &scores.valid_error;
         let fields = fields(contract);
         let value_type = fields[1].data_type();
-        // column after column: the value of row r and feature f stands at f·n + r
+        // column-major: the value of row r and feature f is at f·n + r
         let shown = |column: &ArrayRef| match value_type {
             DataType::Float64 => Ok(cast(&temporal_as_numbers(column)?, value_type)?),
             _ => Ok(cast(column, value_type)?),
@@ -121,8 +115,8 @@ impl Function for Contributions {
             fields.clone(),
             vec![
                 take(&names, &UInt64Array::from(ranked.features), None)?,
-                take(&values, &UInt64Array::from(ranked.places.clone()), None)?,
-                take(&expected, &UInt64Array::from(ranked.places), None)?,
+                take(&values, &UInt64Array::from(ranked.indices.clone()), None)?,
+                take(&expected, &UInt64Array::from(ranked.indices), None)?,
                 Arc::new(Float64Array::from(ranked.errors)),
                 Arc::new(Float64Array::from(ranked.shares)),
             ],
@@ -133,11 +127,12 @@ impl Function for Contributions {
     }
 }
 
-/// Entries of all rows, one after the other.
+/// The entries of all rows, row after row.
 #[derive(Debug, Default)]
 struct Ranked {
     features: Vec<u64>,
-    places: Vec<u64>,
+    /// Indices into the column-major values.
+    indices: Vec<u64>,
     errors: Vec<f64>,
     shares: Vec<Option<f64>>,
 }
@@ -146,13 +141,13 @@ impl Ranked {
     fn push(&mut self, row: usize, n: usize, parts: &[f64]) {
         let total: f64 = parts.iter().sum();
         let mut order: Vec<usize> = (0..parts.len()).collect();
-        // equal parts stay in the model's order
+        // a stable sort: equal parts keep the order of the model
         order.sort_by(|a, b| parts[*b].total_cmp(&parts[*a]));
         for feature in order {
             self.features.push(feature as u64);
-            self.places.push((feature * n + row) as u64);
+            self.indices.push((feature * n + row) as u64);
             self.errors.push(parts[feature]);
-            // a perfect reconstruction has nothing to share out
+            // a perfect reconstruction has no error to share
             self.shares.push((total > 0.0).then(|| parts[feature] / total));
         }
     }

@@ -1,4 +1,4 @@
-//! `ae_decode`: a reconstruction from a code.
+//! `ae_decode`: the reconstruction of a code.
 
 use std::sync::LazyLock;
 
@@ -6,39 +6,37 @@ use datafusion::arrow::array::ArrayRef;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
 use super::reconstruct::{reconstruction_array, reconstruction_type};
-use super::{Call, Function, SECTION};
+use super::{BatchCall, Function, Spec, documented};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::metadata::{Feature, Role};
 use crate::model::{Model, Start};
-use crate::score::{Scores, Wanted};
+use crate::score::{Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "The reconstruction that the decoder makes of a code, a list of Float32. The encoder does not run.";
-    Documentation::builder(SECTION, gives, "ae_decode(['model',] code)")
-        .with_argument(
-            "model",
-            "Name of the model, or name@version. Without it: ae.default_model, or the only model of the store.",
-        )
-        .with_argument("code", "One list of numbers, as ae_encode gives it, or one column for each number.")
-        .with_sql_example("SELECT ae_decode('pumps', ae_encode('pumps')) FROM readings")
-        .with_related_udf("ae_encode")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_decode",
+    aliases: &[],
+    output: "decoded",
+    shown_type: || DataType::new_list(DataType::Float32, true),
+    documentation: LazyLock::new(|| {
+        let description =
+            "The reconstruction that the decoder computes from a code, a list of Float32. The encoder does not run.";
+        documented(description, "ae_decode(['model',] code)")
+            .with_argument("code", "One list of numbers, as ae_encode gives it, or one column for each number.")
+            .with_sql_example("SELECT ae_decode('pumps', ae_encode('pumps')) FROM readings")
+            .with_related_udf("ae_encode")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct Decode;
 
 impl Function for Decode {
-    fn name(&self) -> &'static str {
-        "ae_decode"
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn arguments(&self, model: &Model) -> Result<Vec<Feature>> {
@@ -71,12 +69,8 @@ impl Function for Decode {
             Form::Columns(fields) if fields.len() != width => {
                 plan_err!("needs a code of {width} numbers (model {model}), found {}", fields.len())
             }
-            _ => plan_err!("needs a code of {width} numbers (model {model}): one list, or one column each"),
+            _ => plan_err!("needs a code of {width} numbers (model {model}): one list, or one column for each number"),
         }
-    }
-
-    fn shown_type(&self) -> DataType {
-        DataType::new_list(DataType::Float32, true)
     }
 
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
@@ -90,25 +84,21 @@ impl Function for Decode {
         Start::Code
     }
 
-    fn output(&self) -> &'static str {
-        "decoded"
+    fn request(&self, _: &Model, _: &Form) -> Result<Request> {
+        Ok(Request::roles([Role::Reconstruction]))
     }
 
-    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
-        Ok(Wanted::roles([Role::Reconstruction]))
-    }
-
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         let decoded = scores.matrix(Role::Reconstruction)?;
         if has_texts(call.model) {
-            let by_name = Call { form: &Form::ByName, ..*call };
+            let by_name = BatchCall { form: &Form::ByName, ..*call };
             return reconstruction_array(&by_name, decoded, scores.valid.clone());
         }
         list_array(decoded.to_f32(), decoded.width, scores.valid.clone())
     }
 }
 
-/// Whether the reconstruction holds text, which a list of numbers cannot.
+/// Whether the reconstruction holds text. A list of numbers cannot.
 fn has_texts(model: &Model) -> bool {
     model.contract().features.iter().any(|feature| !feature.levels.is_empty())
 }

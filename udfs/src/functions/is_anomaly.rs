@@ -1,4 +1,4 @@
-//! `ae_is_anomaly`: whether an error is as rare as anomalies are expected to be.
+//! `ae_is_anomaly`: whether the p-value of a row is at most the contamination.
 
 use std::sync::{Arc, LazyLock};
 
@@ -6,38 +6,35 @@ use datafusion::arrow::array::{ArrayRef, BooleanArray};
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
 use super::pvalue::calibration;
-use super::{Call, Function, over_features};
+use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
-use crate::score::{Scores, Wanted};
+use crate::score::{Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "Whether each row is an anomaly, Boolean: its p-value is at or under the model's contamination, the share of \
-                 rows that are expected to be anomalies.";
-    over_features("ae_is_anomaly", gives)
-        .with_sql_example("SELECT * FROM payments WHERE ae_is_anomaly('fraud')")
-        .with_related_udf("ae_pvalue")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_is_anomaly",
+    aliases: &[],
+    output: "is_anomaly",
+    shown_type: || DataType::Boolean,
+    documentation: LazyLock::new(|| {
+        let description = "Whether each row is an anomaly, Boolean: its p-value is at most the contamination of the model. The \
+                           contamination is the expected share of anomalies.";
+        over_features("ae_is_anomaly", description)
+            .with_sql_example("SELECT * FROM payments WHERE ae_is_anomaly('fraud')")
+            .with_related_udf("ae_pvalue")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct IsAnomaly;
 
 impl Function for IsAnomaly {
-    fn name(&self) -> &'static str {
-        "ae_is_anomaly"
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
-    }
-
-    fn shown_type(&self) -> DataType {
-        DataType::Boolean
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
@@ -46,15 +43,11 @@ impl Function for IsAnomaly {
         contamination(model).map(|_| DataType::Boolean)
     }
 
-    fn output(&self) -> &'static str {
-        "is_anomaly"
+    fn request(&self, _: &Model, _: &Form) -> Result<Request> {
+        Ok(Request::error())
     }
 
-    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
-        Ok(Wanted::error())
-    }
-
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         let (calibration, share) = (calibration(call.model)?, contamination(call.model)?);
         let is_anomaly = scores.error.iter().map(|error| calibration.p_value(*error) <= share).collect();
         Ok(Arc::new(BooleanArray::new(is_anomaly, scores.valid_error.clone())))
@@ -65,7 +58,7 @@ fn contamination(model: &Model) -> Result<f64> {
     match model.contract().contamination {
         Some(share) => Ok(share),
         None => plan_err!(
-            "model {model} does not say which share of rows are anomalies; set it by ALTER MODEL {} SET OPTIONS \
+            "model {model} has no contamination, the expected share of anomalies; set it with ALTER MODEL {} SET OPTIONS \
              (contamination = 0.01)",
             model.name()
         ),

@@ -7,66 +7,59 @@ use datafusion::arrow::compute::{cast, take};
 use datafusion::arrow::datatypes::{DataType, Float32Type};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
-use super::{Call, Function, over_features};
+use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
 use crate::model::metadata::Role;
-use crate::narrow::dim;
-use crate::score::{Scores, Wanted};
+use crate::numbers::dim;
+use crate::score::{Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "The most probable label of each row, by a classifier; of the type that the labels had in training. A model \
-                 made elsewhere gives the number of the class, from 0.";
-    over_features("ae_predict", gives)
-        .with_sql_example("SELECT id, ae_predict('digit') FROM scans")
-        .with_related_udf("ae_predict_proba")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_predict",
+    aliases: &[],
+    output: "label",
+    shown_type: || DataType::Utf8,
+    documentation: LazyLock::new(|| {
+        let description = "The most probable label of each row, by a classifier. It has the type of the labels in the training. A \
+                           model of another program gives the number of the class, from 0.";
+        over_features("ae_predict", description)
+            .with_sql_example("SELECT id, ae_predict('digit') FROM scans")
+            .with_related_udf("ae_predict_proba")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct Predict;
 
 impl Function for Predict {
-    fn name(&self) -> &'static str {
-        "ae_predict"
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
-    }
-
-    fn shown_type(&self) -> DataType {
-        DataType::Utf8
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
         labels(model).map(|labels| labels.data_type().clone())
     }
 
-    fn output(&self) -> &'static str {
-        "label"
+    fn request(&self, _: &Model, _: &Form) -> Result<Request> {
+        Ok(Request::roles([Role::Logits]))
     }
 
-    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
-        Ok(Wanted::roles([Role::Logits]))
-    }
-
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         let logits = scores.matrix(Role::Logits)?;
         let values = logits.to_f32();
         let largest = values.as_primitive::<Float32Type>().values().chunks_exact(logits.width).map(largest);
-        let places = UInt64Array::new(largest.collect(), scores.valid.clone());
-        Ok(take(&labels(call.model)?, &places, None)?)
+        let indices = UInt64Array::new(largest.collect(), scores.valid.clone());
+        Ok(take(&labels(call.model)?, &indices, None)?)
     }
 }
 
-/// Place of the largest number; of equal ones the first.
+/// Index of the largest number; the first if several are equal.
 fn largest(logits: &[f32]) -> u64 {
-    let place = |best: usize, (i, value): (usize, &f32)| if *value > logits[best] { i } else { best };
-    logits.iter().enumerate().fold(0, place) as u64
+    let better = |best: usize, (i, value): (usize, &f32)| if *value > logits[best] { i } else { best };
+    logits.iter().enumerate().fold(0, better) as u64
 }
 
 /// The label of each logit.
@@ -76,7 +69,7 @@ fn largest(logits: &[f32]) -> u64 {
 pub(super) fn labels(model: &Model) -> Result<ArrayRef> {
     let Some(logits) = model.contract().tensor(Role::Logits) else {
         return plan_err!(
-            "model {model} is not a classifier: it has no logits; train one by CREATE MODEL … OPTIONS (model_type = \
+            "model {model} is not a classifier: it has no logits; train one with CREATE MODEL … OPTIONS (model_type = \
              'classifier', …)"
         );
     };
@@ -85,7 +78,7 @@ pub(super) fn labels(model: &Model) -> Result<ArrayRef> {
     };
     let labels = StringArray::from_iter_values(&classes.labels);
     if labels.len() != logits.width() {
-        return plan_err!("model {model} has {} logits and the labels of {} classes", logits.width(), labels.len());
+        return plan_err!("model {model} has {} logits, but labels for {} classes", logits.width(), labels.len());
     }
     match classes.type_name.parse::<DataType>() {
         Ok(data_type) => Ok(cast(&labels, &data_type)?),

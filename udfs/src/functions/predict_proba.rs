@@ -1,4 +1,4 @@
-//! `ae_predict_proba`: how probable each class is.
+//! `ae_predict_proba`: the probability of each class.
 
 use std::sync::{Arc, LazyLock};
 
@@ -7,25 +7,30 @@ use datafusion::arrow::buffer::OffsetBuffer;
 use datafusion::arrow::compute::take;
 use datafusion::arrow::datatypes::{DataType, Field, Fields, Float32Type};
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
 use super::predict::labels;
-use super::{Call, Function, over_features};
+use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
 use crate::model::metadata::Role;
-use crate::score::{Scores, Wanted};
+use crate::score::{Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "How probable each label is for a row, by a classifier: a list of structs of label and probability, the most \
-                 probable first; the probabilities, the softmax of the logits, sum to 1.";
-    over_features("ae_predict_proba", gives)
-        .with_sql_example("SELECT id, ae_predict_proba('digit')[1]['probability'] FROM scans")
-        .with_related_udf("ae_predict")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_predict_proba",
+    aliases: &[],
+    output: "probabilities",
+    shown_type: || list_of(DataType::Utf8),
+    documentation: LazyLock::new(|| {
+        let description = "The probability of each label for a row, by a classifier: a list of structs of label and probability, \
+                           most probable first. The probabilities are the softmax of the logits and sum to 1.";
+        over_features("ae_predict_proba", description)
+            .with_sql_example("SELECT id, ae_predict_proba('digit')[1]['probability'] FROM scans")
+            .with_related_udf("ae_predict")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct PredictProba;
 
@@ -38,31 +43,19 @@ fn list_of(label: DataType) -> DataType {
 }
 
 impl Function for PredictProba {
-    fn name(&self) -> &'static str {
-        "ae_predict_proba"
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
-    }
-
-    fn shown_type(&self) -> DataType {
-        list_of(DataType::Utf8)
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
         labels(model).map(|labels| list_of(labels.data_type().clone()))
     }
 
-    fn output(&self) -> &'static str {
-        "probabilities"
+    fn request(&self, _: &Model, _: &Form) -> Result<Request> {
+        Ok(Request::roles([Role::Logits]))
     }
 
-    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
-        Ok(Wanted::roles([Role::Logits]))
-    }
-
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         let labels = labels(call.model)?;
         let logits = scores.matrix(Role::Logits)?;
         let values = logits.to_f32();
@@ -74,7 +67,7 @@ impl Function for PredictProba {
             if is_valid(row) {
                 let softmax = softmax(logits);
                 let mut order: Vec<usize> = (0..logits.len()).collect();
-                // equally probable labels stay in their order
+                // a stable sort: equally probable labels keep their order
                 order.sort_by(|a, b| softmax[*b].total_cmp(&softmax[*a]));
                 places.extend(order.iter().map(|place| *place as u64));
                 probabilities.extend(order.iter().map(|place| softmax[*place]));
@@ -90,7 +83,7 @@ impl Function for PredictProba {
     }
 }
 
-/// Exponentials that sum to 1.
+/// The softmax of logits, in `f64`.
 fn softmax(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f64> = logits.iter().map(|value| (f64::from(*value) - f64::from(largest)).exp()).collect();

@@ -1,4 +1,4 @@
-//! `ae_pvalue`: how rare an error is.
+//! `ae_pvalue`: the p-value of the reconstruction error.
 
 use std::sync::{Arc, LazyLock};
 
@@ -6,39 +6,36 @@ use datafusion::arrow::array::{ArrayRef, Float64Array};
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
-use super::{Call, Function, over_features};
+use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
 use crate::model::calibration::Calibration;
-use crate::score::{Scores, Wanted};
+use crate::score::{Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "The p-value of each row, Float64, 0 to 1: the share of the held-out rows that the model was calibrated on \
-                 whose reconstruction error is at least as large. For rows like those it was trained on, it is uniform.";
-    over_features("ae_pvalue", gives)
-        .with_sql_example("SELECT * FROM payments WHERE ae_pvalue('fraud') < 0.001")
-        .with_related_udf("ae_is_anomaly")
-        .with_related_udf("ae_error")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_pvalue",
+    aliases: &[],
+    output: "pvalue",
+    shown_type: || DataType::Float64,
+    documentation: LazyLock::new(|| {
+        let description = "The p-value of each row, Float64, 0 to 1: the share of calibration rows with a reconstruction error at \
+                           least as large. For rows like the training data, it is uniformly distributed.";
+        over_features("ae_pvalue", description)
+            .with_sql_example("SELECT * FROM payments WHERE ae_pvalue('fraud') < 0.001")
+            .with_related_udf("ae_is_anomaly")
+            .with_related_udf("ae_error")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct PValue;
 
 impl Function for PValue {
-    fn name(&self) -> &'static str {
-        "ae_pvalue"
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
-    }
-
-    fn shown_type(&self) -> DataType {
-        DataType::Float64
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
@@ -46,15 +43,11 @@ impl Function for PValue {
         calibration(model).map(|_| DataType::Float64)
     }
 
-    fn output(&self) -> &'static str {
-        "pvalue"
+    fn request(&self, _: &Model, _: &Form) -> Result<Request> {
+        Ok(Request::error())
     }
 
-    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
-        Ok(Wanted::error())
-    }
-
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         let calibration = calibration(call.model)?;
         let p_values = scores.error.iter().map(|error| calibration.p_value(*error)).collect::<Vec<f64>>();
         Ok(Arc::new(Float64Array::try_new(p_values.into(), scores.valid_error.clone())?))
@@ -64,13 +57,13 @@ impl Function for PValue {
 /// The calibration of a model.
 ///
 /// # Errors
-/// A planning error that says how to get one.
+/// A planning error if the model has none; it says how to get one.
 pub(super) fn calibration(model: &Model) -> Result<&Calibration> {
     match &model.metadata().calibration {
         Some(calibration) => Ok(calibration),
         None => plan_err!(
-            "model {model} is not calibrated: no errors of held-out rows are known; register it with AS SELECT …, whose \
-             rows calibrate it, or train it with more rows or a larger calibration_fraction"
+            "model {model} is not calibrated: it has no errors of calibration rows; register it with AS SELECT … over rows \
+             to calibrate on, or train it with more rows or a larger calibration_fraction"
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! `ae_reconstruct`: the input as the autoencoder gives it back.
+//! `ae_reconstruct`: the reconstruction of a row, in the units of the input.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,64 +10,53 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Fields, Float64Type, UInt32Type};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
-use super::{Call, Function, over_features};
+use super::{BatchCall, Function, Spec, over_features};
 use crate::columns::{ColumnKind, from_numbers, is_temporal};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
 use crate::model::metadata::{Feature, Role};
-use crate::score::{Matrix, Scores, Wanted};
+use crate::score::{Matrix, Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "The reconstruction of each row, in the units of the input. A list gives a list of Float32; columns or a struct \
-                 give a struct with the features' names and the columns' types.";
-    over_features("ae_reconstruct", gives)
-        .with_sql_example("SELECT id, r['flow'] FROM (SELECT id, ae_reconstruct('pumps') AS r FROM readings)")
-        .with_alternative_syntax("ae_denoise(['model'] [, features])")
-        .with_related_udf("ae_encode")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_reconstruct",
+    aliases: &["ae_denoise"],
+    output: "reconstruction",
+    shown_type: || DataType::new_list(DataType::Float32, true),
+    documentation: LazyLock::new(|| {
+        let description = "The reconstruction of each row, in the units of the input. A list gives a list of Float32. Columns or a \
+                           struct give a struct with the names of the features and the types of the columns.";
+        over_features("ae_reconstruct", description)
+            .with_sql_example("SELECT id, r['flow'] FROM (SELECT id, ae_reconstruct('pumps') AS r FROM readings)")
+            .with_alternative_syntax("ae_denoise(['model'] [, features])")
+            .with_related_udf("ae_encode")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct Reconstruct;
 
 impl Function for Reconstruct {
-    fn name(&self) -> &'static str {
-        "ae_reconstruct"
-    }
-
-    fn aliases(&self) -> &'static [&'static str] {
-        &["ae_denoise"]
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
-    }
-
-    fn shown_type(&self) -> DataType {
-        DataType::new_list(DataType::Float32, true)
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn data_type(&self, model: &Model, form: &Form) -> Result<DataType> {
         reconstruction_type(model, form)
     }
 
-    fn output(&self) -> &'static str {
-        "reconstruction"
+    fn request(&self, _: &Model, _: &Form) -> Result<Request> {
+        Ok(Request::roles([Role::Reconstruction]))
     }
 
-    fn wanted(&self, _: &Model, _: &Form) -> Result<Wanted> {
-        Ok(Wanted::roles([Role::Reconstruction]))
-    }
-
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         reconstruction_array(call, scores.matrix(Role::Reconstruction)?, scores.valid.clone())
     }
 }
 
-/// Type of a reconstruction: a list for a list, else a struct of the source columns.
+/// Type of a reconstruction: a list if the features are a list, otherwise a struct of the source columns.
 ///
 /// # Errors
 /// A planning error if the model has no reconstruction in the units of the input.
@@ -91,7 +80,7 @@ pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType
         match is_held {
             true => Ok(Field::new(&feature.name, data_type, true)),
             false => plan_err!(
-                "feature \"{}\" is {data_type}, and the reconstruction of model {model} holds numbers",
+                "feature \"{}\" is {data_type}, but model {model} reconstructs numbers",
                 feature.name
             ),
         }
@@ -101,16 +90,16 @@ pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType
     Ok(DataType::Struct(fields))
 }
 
-/// A reconstruction as the type of [`reconstruction_type`].
+/// A reconstruction, of the type that [`reconstruction_type`] gives.
 pub(super) fn reconstruction_array(
-    call: &Call<'_>,
+    call: &BatchCall<'_>,
     reconstruction: &Matrix,
     valid: Option<NullBuffer>,
 ) -> Result<ArrayRef> {
     let DataType::Struct(fields) = reconstruction_type(call.model, call.form)? else {
         return list_array(reconstruction.to_f32(), reconstruction.width, valid);
     };
-    // a field of a null struct is not null by itself, and whoever takes the field sees only that
+    // a field of a null struct has its own nulls, and an expression that takes the field sees only these
     let features = &call.model.contract().features;
     let column = |((values, field), feature): ((ArrayRef, &Arc<Field>), &Feature)| {
         let typed = match feature.levels.is_empty() {
@@ -124,7 +113,7 @@ pub(super) fn reconstruction_array(
     Ok(Arc::new(StructArray::try_new(fields, columns, valid)?))
 }
 
-/// The same values, null also in the rows that are not valid.
+/// The values, with nulls in the rows that are not valid.
 fn null_where(values: ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> {
     if valid.is_none() {
         return Ok(values);
@@ -133,7 +122,7 @@ fn null_where(values: ArrayRef, valid: Option<&NullBuffer>) -> Result<ArrayRef> 
     Ok(make_array(values.to_data().into_builder().nulls(nulls).build()?))
 }
 
-/// The values of a feature as people know them: the text of a category, a date or timestamp, else the number.
+/// The values of a feature as the source column shows them: a text, a date, a timestamp, or a number.
 pub(super) fn as_source(values: &ArrayRef, feature: &Feature) -> Result<ArrayRef> {
     match feature.data_type() {
         _ if !feature.levels.is_empty() => texts(values, &feature.levels),
@@ -142,16 +131,16 @@ pub(super) fn as_source(values: &ArrayRef, feature: &Feature) -> Result<ArrayRef
     }
 }
 
-/// The texts whose places in `levels` stand in `values`.
+/// The text of each row; `values` holds its index in `levels`.
 fn texts(values: &ArrayRef, levels: &[String]) -> Result<ArrayRef> {
-    let places = cast(values, &DataType::UInt32)?;
-    let places = places.as_primitive::<UInt32Type>();
-    let text = |place: Option<u32>| levels.get(place? as usize).map(String::as_str);
-    Ok(Arc::new(places.iter().map(text).collect::<StringArray>()))
+    let indices = cast(values, &DataType::UInt32)?;
+    let indices = indices.as_primitive::<UInt32Type>();
+    let text = |index: Option<u32>| levels.get(index? as usize).map(String::as_str);
+    Ok(Arc::new(indices.iter().map(text).collect::<StringArray>()))
 }
 
-/// Numbers as a source type: whole numbers are rounded and kept in range, a boolean is true from 0.5 up, NaN is null
-/// where the type has none.
+/// Numbers as a source type. Integers are rounded and clamped to their range, and a boolean is true from 0.5 up. NaN
+/// is null, except in a floating-point type.
 fn source_typed(values: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     if to.is_floating() {
         return Ok(cast(values, to)?);

@@ -1,28 +1,33 @@
-//! `ae_run`: everything that a model gives, in one run.
+//! `ae_run`: all outputs of a model, from one run.
 
 use std::sync::{Arc, LazyLock};
 
 use datafusion::arrow::array::{ArrayRef, Float64Array, StructArray};
 use datafusion::arrow::datatypes::{DataType, Field, Fields};
 use datafusion::error::Result;
-use datafusion::logical_expr::Documentation;
 
 use super::reconstruct::{reconstruction_array, reconstruction_type};
-use super::{Call, Function, over_features};
+use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
 use crate::model::metadata::Role;
-use crate::score::{Scores, Wanted};
+use crate::score::{Request, Scores};
 
-static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
-    let gives = "All that the model gives for a row, as a struct: code, reconstruction, scaled, scaled_reconstruction, logits \
-                 (those that it has) and error.";
-    over_features("ae_run", gives)
-        .with_sql_example("SELECT id, r['code'], r['error'] FROM (SELECT id, ae_run('pumps') AS r FROM readings)")
-        .build()
-});
+static SPEC: Spec = Spec {
+    name: "ae_run",
+    aliases: &[],
+    output: "run",
+    shown_type: || DataType::Struct(Fields::from(vec![Field::new("error", DataType::Float64, true)])),
+    documentation: LazyLock::new(|| {
+        let description = "All outputs of the model for a row, as a struct: code, reconstruction, scaled, scaled_reconstruction and \
+                           logits (those that the model has), and the error.";
+        over_features("ae_run", description)
+            .with_sql_example("SELECT id, r['code'], r['error'] FROM (SELECT id, ae_run('pumps') AS r FROM readings)")
+            .build()
+    }),
+};
 
-/// See [`DOCUMENTATION`].
+/// See [`SPEC`].
 #[derive(Debug)]
 pub(crate) struct RunAll;
 
@@ -56,32 +61,20 @@ fn has_error(model: &Model) -> bool {
 }
 
 impl Function for RunAll {
-    fn name(&self) -> &'static str {
-        "ae_run"
-    }
-
-    fn documentation(&self) -> &'static Documentation {
-        &DOCUMENTATION
-    }
-
-    fn shown_type(&self) -> DataType {
-        DataType::Struct(Fields::from(vec![Field::new("error", DataType::Float64, true)]))
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn data_type(&self, model: &Model, form: &Form) -> Result<DataType> {
         Self::fields(model, form).map(DataType::Struct)
     }
 
-    fn output(&self) -> &'static str {
-        "run"
+    fn request(&self, model: &Model, form: &Form) -> Result<Request> {
+        let roles = Request::roles(Self::roles(model, form));
+        Ok(if has_error(model) { roles.and(&Request::error()) } else { roles })
     }
 
-    fn wanted(&self, model: &Model, form: &Form) -> Result<Wanted> {
-        let roles = Wanted::roles(Self::roles(model, form));
-        Ok(if has_error(model) { roles.and(&Wanted::error()) } else { roles })
-    }
-
-    fn result(&self, call: &Call<'_>, scores: &Scores) -> Result<ArrayRef> {
+    fn result(&self, call: &BatchCall<'_>, scores: &Scores) -> Result<ArrayRef> {
         let fields = Self::fields(call.model, call.form)?;
         let has_error = has_error(call.model);
         let valid = if has_error { &scores.valid_error } else { &scores.valid };

@@ -35,9 +35,9 @@ use futures::stream::{self, StreamExt};
 
 use super::Job;
 use super::observe::{ObserverHandle, Scored};
-use crate::functions::Call;
+use crate::functions::BatchCall;
 use crate::matrix::{Form, Rows};
-use crate::score::{Meter, Scores, Scoring, Wanted};
+use crate::score::{Meter, Scores, Scoring, Request};
 use crate::sql::explain;
 
 /// Runs a model over each batch of its input, and adds what it gives as columns.
@@ -46,7 +46,7 @@ pub(crate) struct InferExec {
     input: Arc<dyn ExecutionPlan>,
     features: Vec<Arc<dyn PhysicalExpr>>,
     job: Job,
-    wanted: Wanted,
+    request: Request,
     form: Form,
     /// Rows of a block, where the session said it.
     block_rows: Option<usize>,
@@ -67,13 +67,13 @@ impl InferExec {
         let below = input.schema();
         let fields = features.iter().map(|feature| feature.return_field(&below)).collect::<Result<Vec<FieldRef>>>()?;
         let form = Form::of(&fields);
-        let wanted = job.wanted(&form)?;
+        let request = job.request(&form)?;
         let added: Vec<Field> = job.fields(&fields)?;
         let all: Vec<FieldRef> = below.fields().iter().cloned().chain(added.into_iter().map(Arc::new)).collect();
         let schema = Arc::new(Schema::new_with_metadata(all, below.metadata().clone()));
         let properties = properties(&input, &schema)?;
         let metrics = ExecutionPlanMetricsSet::new();
-        Ok(Self { input, features, job, wanted, form, block_rows, schema, properties, metrics })
+        Ok(Self { input, features, job, request, form, block_rows, schema, properties, metrics })
     }
 
     #[cfg(feature = "proto")]
@@ -348,7 +348,7 @@ impl Partition {
             observer.0.scored(&Scored { model: &job.model, rows: batch, runtime, arguments, form, scores: &scores });
         }
         let timer = self.metrics.conversion.timer();
-        let call = Call { model: &job.model, form: &exec.form, rows: &rows };
+        let call = BatchCall { model: &job.model, form: &exec.form, rows: &rows };
         let mut columns = batch.columns().to_vec();
         for output in &job.outputs {
             columns.push(output.function.result(&call, &scores).map_err(|e| self.explain(e))?);
@@ -360,7 +360,7 @@ impl Partition {
     /// Runs block after block, and tells how long ONNX Runtime took; between two of them a query that was cancelled stops.
     async fn run(&mut self, rows: &Rows) -> Result<(Scores, Duration)> {
         let job = &self.exec.job;
-        let mut scoring = Scoring::new(&job.model, job.start, rows, &self.exec.wanted, self.exec.block_rows)?;
+        let mut scoring = Scoring::new(&job.model, job.start, rows, &self.exec.request, self.exec.block_rows)?;
         self.memory.try_resize(scoring.bytes() + scoring.session_bytes())?;
         loop {
             let timer = self.metrics.baseline.elapsed_compute().timer();

@@ -14,10 +14,10 @@ use datafusion::optimizer::{AnalyzerRule, ApplyOrder, OptimizerConfig, Optimizer
 
 use super::PREFIX;
 use super::node::{self, Infer};
-use super::places::{self, Call, Place, has_call};
-use super::reuse::{Wish, has_columns, reuse};
+use super::places::{self, CallExpr, Place, has_call};
+use super::reuse::{Target, has_columns, reuse};
 use crate::config::AeOptions;
-use crate::names::keep_names;
+use crate::keep_names::keep_names;
 
 /// Lifts the calls of `ae_*` functions out of expressions, into [`Infer`] nodes below them: see [`crate::infer`].
 ///
@@ -70,7 +70,7 @@ enum Reasons {
 }
 
 impl Reasons {
-    fn log(self, call: Call<'_>, plan: &LogicalPlan, reason: &str) {
+    fn log(self, call: CallExpr<'_>, plan: &LogicalPlan, reason: &str) {
         if self == Self::Logged {
             log::debug!("{} in {} is not lifted: {reason}", call.expr, plan.display());
         }
@@ -263,7 +263,7 @@ impl Lifter {
     /// Takes the conditions out of a join's filter that call a model on columns of both sides.
     fn conditions_on_both(&self, join: &mut Join) -> Result<Option<Expr>> {
         let Some(filter) = &join.filter else { return Ok(None) };
-        let of_one_side = |call: Call<'_>| {
+        let of_one_side = |call: CallExpr<'_>| {
             [&join.left, &join.right].into_iter().any(|side| has_columns(side.schema(), call.features))
         };
         let (mut above, mut inside) = (Vec::new(), Vec::new());
@@ -360,14 +360,14 @@ impl Side {
         Self { plan, is_changed: false }
     }
 
-    fn has(&self, call: Call<'_>) -> bool {
+    fn has(&self, call: CallExpr<'_>) -> bool {
         has_columns(self.plan.schema(), call.features)
     }
 
     /// The column that holds what a call gives: of a node that is there already, or of a new one.
     ///
     /// None over columns of an outer query: DataFusion makes a join of the two, and not if there is a node between them.
-    fn add(&mut self, call: Call<'_>, next_id: &mut usize) -> Result<Option<Column>> {
+    fn add(&mut self, call: CallExpr<'_>, next_id: &mut usize) -> Result<Option<Column>> {
         if let Some(column) = self.share(call)? {
             return Ok(Some(column));
         }
@@ -381,10 +381,10 @@ impl Side {
         Ok(Some(column))
     }
 
-    fn share(&mut self, call: Call<'_>) -> Result<Option<Column>> {
+    fn share(&mut self, call: CallExpr<'_>) -> Result<Option<Column>> {
         let features: Vec<Expr> = call.features.iter().cloned().map(Expr::unalias).collect();
-        let wish = Wish { model: call.model, function: call.function };
-        let Some((plan, column)) = reuse(&self.plan, &features, wish)? else { return Ok(None) };
+        let target = Target { model: call.model, function: call.function };
+        let Some((plan, column)) = reuse(&self.plan, &features, target)? else { return Ok(None) };
         (self.plan, self.is_changed) = (plan, true);
         Ok(Some(column))
     }

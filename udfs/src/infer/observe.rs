@@ -9,7 +9,7 @@ use datafusion::arrow::buffer::NullBuffer;
 use datafusion::arrow::compute::take;
 use datafusion::error::Result;
 
-use crate::functions::{Call, Contributions, Function, evaluate};
+use crate::functions::{BatchCall, Contributions, Function, evaluate};
 use crate::matrix::{Form, Rows};
 use crate::model::Model;
 use crate::score::Scores;
@@ -54,6 +54,6 @@ impl Scored<'_> {
         Contributions.data_type(self.model, self.form)?;
         let some = self.arguments.iter().map(|column| Ok(take(column, rows, None)?)).collect::<Result<Vec<_>>>()?;
         let some = Rows::new(&some, &Contributions.arguments(self.model)?, rows.len())?;
-        evaluate(&Contributions, &Call { model: self.model, form: self.form, rows: &some }, None)
+        evaluate(&Contributions, &BatchCall { model: self.model, form: self.form, rows: &some }, None)
     }
 }

@@ -12,7 +12,7 @@ use crate::model::Model;
 
 /// A call of a function over a model that is known.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Call<'a> {
+pub(super) struct CallExpr<'a> {
     /// The whole call.
     pub(super) expr: &'a Expr,
     pub(super) function: &'a Arc<dyn Function>,
@@ -21,7 +21,7 @@ pub(super) struct Call<'a> {
     pub(super) features: &'a [Expr],
 }
 
-impl<'a> Call<'a> {
+impl<'a> CallExpr<'a> {
     /// The call that an expression is.
     pub(super) fn of(expr: &'a Expr) -> Option<Self> {
         let Expr::ScalarFunction(call) = expr else { return None };
@@ -65,13 +65,13 @@ impl<'a> Call<'a> {
 
 /// Whether an expression holds a call.
 pub(super) fn has_call(expr: &Expr) -> bool {
-    expr.exists(|expr| Ok(Call::of(expr).is_some())).unwrap_or(true)
+    expr.exists(|expr| Ok(CallExpr::of(expr).is_some())).unwrap_or(true)
 }
 
 /// A call, and the branch that it stands in if there is one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
-    pub(super) call: Call<'a>,
+    pub(super) call: CallExpr<'a>,
     pub(super) branch: Option<&'static str>,
 }
 
@@ -135,7 +135,7 @@ fn visit<'a>(expr: &'a Expr, branch: Option<&'static str>, places: &mut Vec<Plac
         }
         _ => visit_children(expr, branch, places)?,
     }
-    if let Some(call) = Call::of(expr) {
+    if let Some(call) = CallExpr::of(expr) {
         places.push(Place { call, branch });
     }
     Ok(())

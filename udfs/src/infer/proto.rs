@@ -1,4 +1,4 @@
-//! Plans across a wire, by `datafusion-proto`: what another process needs to run the same file.
+//! Plans as messages of `datafusion-proto`, for other processes that run the same model files.
 
 use std::sync::Arc;
 
@@ -24,14 +24,14 @@ use super::{Job, Output};
 use crate::blocking::wait;
 use crate::config::AeOptions;
 use crate::functions::{self, Function, ModelFunction};
-use crate::model::Model;
+use crate::model::{self, Model};
 use crate::model::catalog::Models;
 use crate::model::store::{ModelName, ModelRef};
 
-/// What our messages begin with, so that those of other codecs are told from them.
+/// First bytes of a message. Messages of other codecs do not start with them.
 const MAGIC: &[u8] = b"aefusion-infer-1:";
 
-/// A file: the far side looks it up by name and version in its own store, and refuses one with another checksum.
+/// A model file. The receiver finds it by name and version in its own store, and refuses another checksum.
 #[derive(Clone, PartialEq, Message)]
 struct ModelMessage {
     #[prost(string, tag = "1")]
@@ -56,21 +56,21 @@ struct InferMessage {
     model: Option<ModelMessage>,
     #[prost(message, repeated, tag = "2")]
     outputs: Vec<OutputMessage>,
-    /// Of a logical node.
+    /// Features of a logical node.
     #[prost(message, repeated, tag = "3")]
     features: Vec<LogicalExprNode>,
-    /// Of a physical node.
+    /// Features of a physical node.
     #[prost(message, repeated, tag = "4")]
     physical_features: Vec<PhysicalExprNode>,
     #[prost(uint64, optional, tag = "5")]
     block_rows: Option<u64>,
 }
 
-/// Encodes and decodes `Infer` nodes and the `ae_*` functions, for `datafusion-proto` and what is built on it.
+/// Encodes and decodes `Infer` nodes and the `ae_*` functions for `datafusion-proto`.
 ///
-/// A model goes by name, version and SHA-256. The far side takes it out of its own [`Models`], and refuses a file with
-/// another checksum. All else is left to the codecs that it is [made with](InferCodec::with_codecs), by default those
-/// of DataFusion.
+/// A message holds name, version and SHA-256 of a model. The receiver takes the model from its own [`Models`], and refuses
+/// a file with another checksum. Everything else goes to other [codecs](InferCodec::with_codecs), by default those of
+/// DataFusion.
 #[derive(Debug)]
 pub struct InferCodec {
     models: Models,
@@ -79,13 +79,13 @@ pub struct InferCodec {
 }
 
 impl InferCodec {
-    /// A codec over the models of this side.
+    /// A codec over the models of this process.
     pub fn new(models: Models) -> Self {
         let (logical, physical) = (DefaultLogicalExtensionCodec {}, DefaultPhysicalExtensionCodec {});
         Self::with_codecs(models, Arc::new(logical), Arc::new(physical))
     }
 
-    /// A codec that leaves what it does not know to others.
+    /// A codec that passes other nodes and functions to these codecs.
     pub fn with_codecs(
         models: Models,
         logical: Arc<dyn LogicalExtensionCodec>,
@@ -94,10 +94,10 @@ impl InferCodec {
         Self { models, logical, physical }
     }
 
-    /// The model that the other side means.
+    /// The model of a message.
     ///
     /// # Errors
-    /// A planning error if it is not in the store of this side, or is another file.
+    /// A planning error if it is not in the store of this process, or has another checksum.
     fn model(&self, message: Option<&ModelMessage>) -> Result<Arc<Model>> {
         let Some(message) = message else { return internal_err!("a message without a model") };
         let reference = ModelRef { name: ModelName::new(&message.name)?, version: Some(message.version) };
@@ -105,10 +105,10 @@ impl InferCodec {
         let model = wait(async move { models.find(&reference, &limits).await })?;
         if model.sha256().as_slice() != message.sha256 {
             return plan_err!(
-                "the plan was made with a model {model} of another SHA-256 than the one in {}: {} there, {} here; give \
-                 both sides the same store",
+                "the plan was made with another file of model {model} than the one in {}: SHA-256 {} there, {} here; give \
+                 both processes the same store",
                 self.models.store().location(),
-                hex(&message.sha256),
+                model::hex(&message.sha256),
                 model.sha256_hex()
             );
         }
@@ -139,10 +139,6 @@ impl InferCodec {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn function(name: &str) -> Result<Arc<dyn Function>> {
     match functions::all().into_iter().find(|function| function.name() == name) {
         Some(function) => Ok(function),
@@ -169,7 +165,7 @@ fn write(message: &impl Message, buf: &mut Vec<u8>) {
     buf.extend(message.encode_to_vec());
 }
 
-/// None if it is not ours.
+/// Decodes a message; none if another codec wrote it.
 fn read<M: Message + Default>(buf: &[u8]) -> Result<Option<M>> {
     match buf.strip_prefix(MAGIC) {
         Some(bytes) => M::decode(bytes).map(Some).map_err(|e| DataFusionError::External(e.into())),

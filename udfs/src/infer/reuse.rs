@@ -14,12 +14,12 @@ use crate::model::Model;
 
 /// What is looked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wish<'a> {
+pub(super) struct Target<'a> {
     pub(super) model: &'a Arc<Model>,
     pub(super) function: &'a Arc<dyn Function>,
 }
 
-/// The plan with one more column, and that column: what `wish` gives for these features, by a node of this plan that
+/// The plan with one more column, and that column: what `target` gives for these features, by a node of this plan that
 /// runs the model on them for each row anyway. None if there is no such node.
 ///
 /// ```text
@@ -27,28 +27,28 @@ pub(super) struct Wish<'a> {
 ///   Projection: a, b, __ae_1.error AS e  =>    Projection: a, b, __ae_1.error AS e, __ae_1.code
 ///     Infer: m on a, b, outputs=[error]          Infer: m on a, b, outputs=[error, code]
 /// ```
-pub(super) fn reuse(plan: &LogicalPlan, features: &[Expr], wish: Wish<'_>) -> Result<Option<(LogicalPlan, Column)>> {
+pub(super) fn reuse(plan: &LogicalPlan, features: &[Expr], target: Target<'_>) -> Result<Option<(LogicalPlan, Column)>> {
     if !has_columns(plan.schema(), features) {
         return Ok(None);
     }
     if let Some(node) = Infer::of(plan) {
-        if node.runs(wish.model, wish.function.start(), features) {
-            let (node, column) = node.with_output(wish.function)?;
+        if node.runs(target.model, target.function.start(), features) {
+            let (node, column) = node.with_output(target.function)?;
             return Ok(Some((node.into_plan(), column)));
         }
-        let below = reuse(node.input(), features, wish)?;
+        let below = reuse(node.input(), features, target)?;
         return below.map(|(input, column)| Ok((node.with_input(input)?.into_plan(), column))).transpose();
     }
     match plan {
         LogicalPlan::Filter(_) | LogicalPlan::Sort(_) | LogicalPlan::Limit(_) | LogicalPlan::Repartition(_) => {
             let input = plan.inputs()[0];
-            let below = reuse(input, features, wish)?;
+            let below = reuse(input, features, target)?;
             below.map(|(input, column)| Ok((plan.with_new_exprs(plan.expressions(), vec![input])?, column))).transpose()
         }
-        LogicalPlan::Projection(projection) => through_projection(projection, features, wish),
-        LogicalPlan::SubqueryAlias(alias) => through_alias(alias, features, wish),
+        LogicalPlan::Projection(projection) => through_projection(projection, features, target),
+        LogicalPlan::SubqueryAlias(alias) => through_alias(alias, features, target),
         LogicalPlan::Window(window) => {
-            let below = reuse(&window.input, features, wish)?;
+            let below = reuse(&window.input, features, target)?;
             below
                 .map(|(input, column)| {
                     let window = Window::try_new(window.window_expr.clone(), Arc::new(input))?;
@@ -60,7 +60,7 @@ pub(super) fn reuse(plan: &LogicalPlan, features: &[Expr], wish: Wish<'_>) -> Re
             let [keeps_left, keeps_right] = kept_sides(join.join_type);
             for (side, keeps) in [(0, keeps_left), (1, keeps_right)] {
                 let mut inputs = [join.left.as_ref().clone(), join.right.as_ref().clone()];
-                if let (true, Some((input, column))) = (keeps, reuse(&inputs[side], features, wish)?) {
+                if let (true, Some((input, column))) = (keeps, reuse(&inputs[side], features, target)?) {
                     inputs[side] = input;
                     return Ok(Some((plan.with_new_exprs(plan.expressions(), inputs.to_vec())?, column)));
                 }
@@ -85,7 +85,7 @@ fn kept_sides(join: JoinType) -> [bool; 2] {
 fn through_projection(
     projection: &Projection,
     features: &[Expr],
-    wish: Wish<'_>,
+    target: Target<'_>,
 ) -> Result<Option<(LogicalPlan, Column)>> {
     let columns = projection.schema.columns();
     let meaning: HashMap<&Column, &Expr> = columns.iter().zip(&projection.expr).collect();
@@ -98,7 +98,7 @@ fn through_projection(
     if is_volatile {
         return Ok(None);
     }
-    let Some((input, column)) = reuse(&projection.input, &below, wish)? else { return Ok(None) };
+    let Some((input, column)) = reuse(&projection.input, &below, target)? else { return Ok(None) };
     let found = Expr::Column(column.clone());
     let is_it = |expr: &Expr| expr.clone().unalias_nested().data == found;
     let mut exprs = projection.expr.clone();
@@ -110,11 +110,11 @@ fn through_projection(
     Ok(Some((LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(input))?), column)))
 }
 
-fn through_alias(alias: &SubqueryAlias, features: &[Expr], wish: Wish<'_>) -> Result<Option<(LogicalPlan, Column)>> {
+fn through_alias(alias: &SubqueryAlias, features: &[Expr], target: Target<'_>) -> Result<Option<(LogicalPlan, Column)>> {
     let (outer, inner) = (alias.schema.columns(), alias.input.schema().columns());
     let meaning: HashMap<&Column, &Column> = outer.iter().zip(&inner).collect();
     let below = replaced(features, |column| Some(Expr::Column((*meaning.get(column)?).clone())))?;
-    let Some((input, column)) = reuse(&alias.input, &below, wish)? else { return Ok(None) };
+    let Some((input, column)) = reuse(&alias.input, &below, target)? else { return Ok(None) };
     let index = input.schema().index_of_column(&column)?;
     let plan = SubqueryAlias::try_new(Arc::new(input), alias.alias.clone())?;
     let column = plan.schema.columns()[index].clone();

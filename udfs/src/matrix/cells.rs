@@ -1,4 +1,4 @@
-//! Values of one input tensor, and blocks of their rows.
+//! ColumnValues of one input tensor, and blocks of their rows.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use half::f16;
 use super::cast;
 use crate::model::metadata::NullPolicy;
 use crate::model::runtime::{Element, Input};
-use crate::narrow::ToF32;
+use crate::numbers::ToF32;
 
 /// Rows that are moved together when columns become rows: their part of the result stays in the first-level cache.
 const TILE_ROWS: usize = 64;
@@ -26,7 +26,7 @@ const LANES: usize = 8;
 
 macro_rules! natives {
     ($($kind:ident: $arrow:ty),*) => {
-        /// Values of one input tensor for all rows, in its element type.
+        /// ColumnValues of one input tensor for all rows, in its element type.
         #[derive(Debug)]
         pub(crate) enum Cells {
             $($kind(Layout<<$arrow as ArrowPrimitiveType>::Native>),)*
@@ -105,15 +105,15 @@ natives!(
     Int32: Int32Type, Int64: Int64Type, UInt8: UInt8Type, UInt16: UInt16Type, UInt32: UInt32Type, UInt64: UInt64Type
 );
 
-/// Values of one array with the places of its nulls.
+/// ColumnValues of one array with the places of its nulls.
 #[derive(Debug)]
 pub(crate) struct Column<T: Number> {
-    values: Values<T>,
+    values: ColumnValues<T>,
     nulls: Option<NullBuffer>,
 }
 
 #[derive(Debug)]
-enum Values<T: Number> {
+enum ColumnValues<T: Number> {
     Same(ScalarBuffer<T>),
     /// Of another type, converted as they are moved: a third of the time that a cast before takes.
     Other(Box<dyn Convert<T>>),
@@ -133,17 +133,17 @@ impl<S: Number + ToF32> Convert<f32> for ScalarBuffer<S> {
 impl<T: Number> Column<T> {
     fn of<A: ArrowPrimitiveType<Native = T>>(array: &ArrayRef) -> Result<Self> {
         if let Some(values) = T::converted(array) {
-            return Ok(Self { values: Values::Other(values), nulls: given_nulls(array) });
+            return Ok(Self { values: ColumnValues::Other(values), nulls: given_nulls(array) });
         }
         let (values, nulls) = number::<A>(array)?;
-        Ok(Self { values: Values::Same(values), nulls })
+        Ok(Self { values: ColumnValues::Same(values), nulls })
     }
 
     /// Some rows; in `scratch` if they are converted.
     fn tile<'a>(&'a self, rows: Range<usize>, scratch: &'a mut [T; TILE_ROWS]) -> &'a [T] {
         match &self.values {
-            Values::Same(values) => &values[rows],
-            Values::Other(values) => {
+            ColumnValues::Same(values) => &values[rows],
+            ColumnValues::Other(values) => {
                 let into = &mut scratch[..rows.len()];
                 values.convert(rows, into);
                 into

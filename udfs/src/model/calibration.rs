@@ -1,42 +1,42 @@
-//! Errors of rows that a model has not seen: what makes an error a p-value.
+//! Errors of calibration rows, which turn an error into a p-value. The model was not trained on these rows.
 
 use datafusion::common::exec_err;
 use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::narrow::{f64_from_usize, to_usize};
+use crate::numbers::{f64_from_usize, to_usize};
 
-/// Of more rows than these, so many errors are kept, at equal distances of rank.
+/// Errors that are kept below the largest [`TAIL`], at equal distances of rank, if there are more.
 const BODY: usize = 9_000;
 
-/// And so many of the largest, all of them: they decide about rare alerts.
+/// Largest errors that are all kept: rare alerts depend on them.
 const TAIL: usize = 1_000;
 
-/// Reconstruction errors of held-out rows.
+/// Reconstruction errors of calibration rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Rows that were measured.
+    /// Number of calibration rows.
     pub rows: u64,
-    /// Their errors, ascending; of more than 10,000, some of them.
+    /// Their errors, ascending; a sample of them if there are more than 10,000.
     errors: Vec<f64>,
-    /// For each error that was kept, the rows whose error is at least as large; none if all were kept.
+    /// For each error of a sample, the number of rows with an error at least as large; empty if all errors are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     at_least: Vec<u64>,
 }
 
 impl Calibration {
-    /// Keeps what is needed of some errors.
+    /// A calibration by the errors of rows.
     ///
     /// # Errors
-    /// An execution error if there are none, or if one is not a number.
+    /// An execution error if there are no errors, or if one is not finite.
     pub fn of(mut errors: Vec<f64>) -> Result<Self> {
         if errors.is_empty() {
             return exec_err!("there are no rows to calibrate on");
         }
-        let strange = errors.iter().filter(|error| !error.is_finite()).count();
-        if strange > 0 {
+        let not_finite = errors.iter().filter(|error| !error.is_finite()).count();
+        if not_finite > 0 {
             return exec_err!(
-                "the error of {strange} rows to calibrate on is not a finite number; leave those rows out"
+                "the error of {not_finite} rows to calibrate on is not a finite number; leave these rows out"
             );
         }
         errors.sort_by(f64::total_cmp);
@@ -52,8 +52,9 @@ impl Calibration {
         Ok(Self { rows: rows as u64, errors: kept, at_least })
     }
 
-    /// Share of the held-out rows with an error at least this large, 0 to 1; 0 for one that is not a number, which no row
-    /// had. Exact for the largest thousand errors, and within 0.0002 else.
+    /// Share of the calibration rows with an error at least as large, 0 to 1; 0 for NaN.
+    ///
+    /// Exact for the largest 1,000 errors. For smaller errors of a sample, accurate to 0.0002.
     pub fn p_value(&self, error: f64) -> f64 {
         if error.is_nan() {
             return 0.0;
@@ -67,20 +68,20 @@ impl Calibration {
         f64_from_usize(rows) / f64_from_usize(to_usize(self.rows).max(1))
     }
 
-    /// The smallest error whose p-value is at most `share`: the next number above the largest of those measured that is
-    /// not as rare.
+    /// The smallest error with a p-value of at most `share`: the next number above the largest kept error with a larger
+    /// p-value.
     pub fn threshold(&self, share: f64) -> f64 {
         let place = self.errors.partition_point(|error| self.p_value(*error) > share);
-        self.errors[..place].last().map_or(0.0, |usual| usual.next_up())
+        self.errors[..place].last().map_or(0.0, |normal| normal.next_up())
     }
 
-    /// The rows it takes for one of them to be as rare as `share`, if these are not as many.
+    /// The rows that a p-value of `share` needs, if there are fewer: `1 / share`.
     pub fn rows_wanted(&self, share: f64) -> Option<u64> {
-        let wanted = crate::narrow::whole((1.0 / share).ceil())?;
+        let wanted = crate::numbers::whole((1.0 / share).ceil())?;
         (self.rows < wanted).then_some(wanted)
     }
 
-    /// Errors at equal distances of rank, ascending, at most 10,000: what their distribution looks like.
+    /// Errors at equal distances of rank, ascending, at most 10,000; a picture of their distribution.
     pub fn sample(&self) -> Vec<f64> {
         if self.at_least.is_empty() {
             return self.errors.clone();
@@ -94,7 +95,10 @@ impl Calibration {
         (0..BODY + TAIL).filter_map(error).collect()
     }
 
-    /// That what a file says makes sense.
+    /// Checks a calibration from a file.
+    ///
+    /// # Errors
+    /// An execution error if the errors are not finite or not sorted, or the counts do not fit.
     pub(crate) fn check(&self) -> Result<()> {
         if self.errors.is_empty() || !self.errors.is_sorted() || self.errors.iter().any(|error| !error.is_finite()) {
             return exec_err!("the errors of a calibration must be finite, ascending numbers");
@@ -103,7 +107,7 @@ impl Calibration {
         let are_ranks = counts.is_sorted_by(|a, b| a >= b) && counts.first().is_none_or(|most| *most <= self.rows);
         let as_many = if counts.is_empty() { to_usize(self.rows) } else { counts.len() };
         if !are_ranks || as_many != self.errors.len() {
-            return exec_err!("a calibration must tell of each error how many rows have one at least as large");
+            return exec_err!("a calibration must have, for each error, the number of rows with an error at least as large");
         }
         Ok(())
     }
@@ -122,23 +126,23 @@ mod tests {
             assert_eq!(calibration.p_value(error), p, "{error}");
         }
         assert_eq!(calibration.p_value(f64::NAN), 0.0);
-        // 2.5 is as rare as 3, and no row had it
-        for (share, usual) in [(0.25, 2.0_f64), (0.8, 1.0), (0.1, 3.0)] {
-            assert_eq!(calibration.threshold(share), usual.next_up());
-            assert!(calibration.p_value(usual) > share && calibration.p_value(usual.next_up()) <= share);
+        // 2.5 and 3 have the same p-value, and no row has the error 2.5
+        for (share, normal) in [(0.25, 2.0_f64), (0.8, 1.0), (0.1, 3.0)] {
+            assert_eq!(calibration.threshold(share), normal.next_up());
+            assert!(calibration.p_value(normal) > share && calibration.p_value(normal.next_up()) <= share);
         }
         assert_eq!(calibration.threshold(1.0), 0.0);
         assert_eq!([0.25, 0.1, 0.0].map(|share| calibration.rows_wanted(share)), [None, Some(10), None]);
     }
 
     #[test]
-    fn many_errors_are_thinned_out_evenly() {
+    fn many_errors_are_sampled_evenly() {
         let calibration = Calibration::of((0..50_000).map(f64::from).collect()).unwrap();
         assert_eq!((calibration.rows, calibration.errors.len()), (50_000, 10_000));
         assert!((calibration.p_value(12_500.0) - 0.75).abs() < 2e-4);
         let sample = calibration.sample();
         assert_eq!(sample.len(), 10_000);
-        assert!((sample.iter().sum::<f64>() / 10_000.0 - 25_000.0).abs() < 5.0, "the mean is kept");
+        assert!((sample.iter().sum::<f64>() / 10_000.0 - 25_000.0).abs() < 5.0, "the sample keeps the mean");
         calibration.check().unwrap();
     }
 
@@ -150,13 +154,13 @@ mod tests {
         assert_eq!(calibration.p_value(49_950.0), 50.0 / 50_000.0);
         assert_eq!(calibration.p_value(50_000.0), 0.0);
         assert_eq!(calibration.threshold(50.0 / 50_000.0), 49_949.0_f64.next_up());
-        // ties count as one error of many rows
+        // many rows with the same error
         let tied = Calibration::of((0..50_000).map(|i| f64::from(i / 100)).collect()).unwrap();
         assert_eq!(tied.p_value(499.0), 100.0 / 50_000.0);
     }
 
     #[test]
-    fn errors_that_are_no_numbers_are_refused() {
+    fn errors_that_are_not_finite_are_refused() {
         let refused = Calibration::of(vec![1.0, f64::NAN]).unwrap_err().to_string();
         assert!(refused.contains("the error of 1 rows"), "{refused}");
         assert!(Calibration::of(Vec::new()).is_err());

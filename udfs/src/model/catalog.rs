@@ -1,4 +1,4 @@
-//! The models of a session: those of its store, and those registered for the session only.
+//! The models of a session: the models of its store, and models of the session only.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use super::store::{ModelName, ModelRef, ModelStore, Publish, Stored};
 use super::{Limits, Model, describe};
 use crate::blocking::wait;
 use crate::config::AeOptions;
-use crate::near;
+use crate::suggest;
 
-/// How long the newest version of a name is believed for a store across a network: a query plan asks many times.
+/// Time for which the newest version of a name is cached, for stores across a network. Planning a query asks many times.
 const REMOTE_LOOKUP: Duration = Duration::from_secs(1);
 
-/// Models kept loaded, at most.
-const LOADED: usize = 256;
+/// Largest number of models that stay loaded.
+const MAX_LOADED: usize = 256;
 
 /// The models of a session. Cheap to clone; clones share everything.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ pub struct Listed {
     pub version: u64,
     /// Size of the file, bytes.
     pub size: u64,
-    /// When it was published; none for a model of the session only.
+    /// Time of publication, microseconds since 1970; none for a model of the session only.
     pub published: Option<i64>,
 }
 
@@ -67,7 +67,7 @@ impl Models {
         &self.shared.store
     }
 
-    /// Makes a file known to this session only, under the next version of a name; it hides stored models of that name.
+    /// Registers a file for this session only, as the next version of a name. It hides stored models of the same name.
     ///
     /// # Errors
     /// A planning error if the file is refused; see `docs/models.md`.
@@ -97,12 +97,12 @@ impl Models {
         self.register_bytes(name, std::fs::read(path)?, options)
     }
 
-    /// The model that a function call names; without a name, the default one.
+    /// The model that a function call names; without a name, the default model.
     ///
-    /// Waits for the store; see [`Models::find`] for asynchronous callers.
+    /// Blocks until the store answers. [`Models::find`] is the asynchronous form.
     ///
     /// # Errors
-    /// A planning error if there is none, or the file is refused.
+    /// A planning error if there is no such model, or its file is refused.
     pub fn resolve(&self, reference: Option<&str>, options: &AeOptions) -> Result<Arc<Model>> {
         options.check_device()?;
         let (models, limits) = (self.clone(), options.limits());
@@ -112,7 +112,7 @@ impl Models {
             (None, default) => Some(default),
         };
         let reference = reference.map(ModelRef::parse).transpose()?;
-        if let Some(model) = reference.as_ref().and_then(|reference| self.at_hand(reference)) {
+        if let Some(model) = reference.as_ref().and_then(|reference| self.cached(reference)) {
             return Ok(model);
         }
         wait(async move {
@@ -123,7 +123,7 @@ impl Models {
         })
     }
 
-    fn at_hand(&self, reference: &ModelRef) -> Option<Arc<Model>> {
+    fn cached(&self, reference: &ModelRef) -> Option<Arc<Model>> {
         if let Some(versions) = self.shared.session.lock().get(&reference.name) {
             return match reference.version {
                 Some(version) => versions.get(&version).cloned(),
@@ -140,7 +140,7 @@ impl Models {
         match names.as_slice() {
             [name] => self.find(&ModelRef { name: name.clone(), version: None }, limits).await,
             [] => plan_err!(
-                "no model is named and the model store {} is empty; CREATE MODEL makes one",
+                "no model is named and the model store {} is empty; create a model with CREATE MODEL",
                 self.shared.store.location()
             ),
             names => {
@@ -154,7 +154,7 @@ impl Models {
         }
     }
 
-    /// Names in use, in order.
+    /// All names, sorted.
     ///
     /// # Errors
     /// An execution error if the store cannot be read.
@@ -169,9 +169,9 @@ impl Models {
     /// The model of a name and version.
     ///
     /// # Errors
-    /// A planning error if there is none, or the file is refused.
+    /// A planning error if there is no such model, or its file is refused.
     pub async fn find(&self, reference: &ModelRef, limits: &Limits) -> Result<Arc<Model>> {
-        if let Some(model) = self.at_hand(reference) {
+        if let Some(model) = self.cached(reference) {
             return Ok(model);
         }
         let versions = self.shared.store.versions(&reference.name).await?;
@@ -195,7 +195,7 @@ impl Models {
         plan_err!(
             "model {reference} not found in {}{}",
             self.shared.store.location(),
-            near::hint(reference.name.as_str(), names.iter().map(ModelName::as_str))
+            suggest::hint(reference.name.as_str(), names.iter().map(ModelName::as_str))
         )
     }
 
@@ -213,32 +213,32 @@ impl Models {
             load().map_err(|e| e.context(format!("model {}@{} cannot be loaded", stored.name, stored.version)))?;
         let model = Arc::new(model);
         let mut loaded = self.shared.loaded.lock();
-        if loaded.len() >= LOADED {
+        if loaded.len() >= MAX_LOADED {
             loaded.clear();
         }
         loaded.insert(key, Loaded { meta: stored.meta.clone(), model: Arc::clone(&model) });
         Ok(model)
     }
 
-    /// Publishes a file that describes itself, after everything in it was tried.
+    /// Publishes a file with metadata, after a test run, and returns its version.
     ///
     /// # Errors
-    /// A planning error if the file is refused or the name must be new and is not; nothing is in the store then.
+    /// A planning error if the file is refused, or the name must be new and is not. The store then stays unchanged.
     pub(crate) async fn publish(&self, name: &ModelName, bytes: Bytes, mode: Publish, limits: &Limits) -> Result<u64> {
         Arc::new(Model::load(name, 0, bytes.clone(), limits)?).verify()?;
         let version = self.shared.store.publish(name, bytes, mode).await?;
-        self.forget(name);
+        self.invalidate(name);
         Ok(version)
     }
 
-    /// Removes a model, or one version of it, and tells how many files that were.
+    /// Removes a model, or one version of it, and returns the number of removed files.
     pub(crate) async fn remove(&self, reference: &ModelRef) -> Result<usize> {
         let mut removed = 0;
         {
             let mut session = self.shared.session.lock();
             if let Some(versions) = session.get_mut(&reference.name) {
                 let before = versions.len();
-                versions.retain(|version, _| reference.version.is_some_and(|doomed| doomed != *version));
+                versions.retain(|version, _| reference.version.is_some_and(|other| other != *version));
                 removed = before - versions.len();
                 if versions.is_empty() {
                     session.remove(&reference.name);
@@ -248,16 +248,16 @@ impl Models {
         if removed == 0 {
             removed = self.shared.store.remove(reference).await?;
         }
-        self.forget(&reference.name);
+        self.invalidate(&reference.name);
         Ok(removed)
     }
 
-    fn forget(&self, name: &ModelName) {
+    fn invalidate(&self, name: &ModelName) {
         self.shared.loaded.lock().retain(|(loaded, _), _| loaded != name);
         self.shared.looked_up.lock().retain(|reference, _| reference.name != *name);
     }
 
-    /// All models and versions, stored and of the session.
+    /// All models and versions, of the store and of the session.
     pub(crate) async fn list(&self) -> Result<Vec<Listed>> {
         let mut listed: Vec<Listed> = Vec::new();
         for (name, versions) in self.shared.session.lock().iter() {

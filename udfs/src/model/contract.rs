@@ -26,7 +26,7 @@ pub struct TensorSpec {
     pub element: Element,
     /// Rows of the tensor for each row of the input; 1 but for exporters that flatten `[N, k]` to `[N·k, 1]`
     /// (scikit-learn's `MLPRegressor` by skl2onnx).
-    pub rows_each: usize,
+    pub rows_per_row: usize,
     /// Its other dimensions; empty for `[N]`.
     pub shape: Vec<usize>,
 }
@@ -34,20 +34,20 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// Numbers in a row.
     pub fn width(&self) -> usize {
-        self.rows_each * self.shape.iter().product::<usize>()
+        self.rows_per_row * self.shape.iter().product::<usize>()
     }
 
     /// Shape for a number of rows, as ONNX Runtime wants it.
     pub(crate) fn shape_of(&self, rows: usize) -> Vec<i64> {
-        std::iter::once(rows * self.rows_each).chain(self.shape.iter().copied()).map(crate::narrow::dim).collect()
+        std::iter::once(rows * self.rows_per_row).chain(self.shape.iter().copied()).map(crate::numbers::dim).collect()
     }
 }
 
 impl fmt::Display for TensorSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\" [N", self.name)?;
-        if self.rows_each > 1 {
-            write!(f, "·{}", self.rows_each)?;
+        if self.rows_per_row > 1 {
+            write!(f, "·{}", self.rows_per_row)?;
         }
         self.shape.iter().try_for_each(|dim| write!(f, ", {dim}"))?;
         write!(f, "] {:?}", self.element)

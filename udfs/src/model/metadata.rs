@@ -7,16 +7,18 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::common::plan_err;
 use datafusion::error::{DataFusionError, Result};
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::calibration::Calibration;
 use super::onnx::proto::{ModelProto, StringStringEntryProto};
-use crate::named::Named;
+use crate::choice::Choice;
 
 const PREFIX: &str = "aefusion.";
 const FORMAT_VERSION: &str = "1";
 
 /// How the differences between input and reconstruction become one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub enum ErrorMetric {
     /// Mean of the squared differences.
     #[default]
@@ -28,21 +30,14 @@ pub enum ErrorMetric {
 }
 
 /// What a null feature does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub enum NullPolicy {
     /// The result of the row is null.
     #[default]
     Propagate,
     /// The graph fills it in (it reads NaN, or the empty string), and the error leaves it out.
     Impute,
-}
-
-impl Named for ErrorMetric {
-    const NAMES: &'static [(&'static str, Self)] = &[("mse", Self::Mse), ("mae", Self::Mae), ("rmse", Self::Rmse)];
-}
-
-impl Named for NullPolicy {
-    const NAMES: &'static [(&'static str, Self)] = &[("propagate", Self::Propagate), ("impute", Self::Impute)];
 }
 
 /// One input of a model.
@@ -119,7 +114,8 @@ pub struct Classes {
 }
 
 /// The part that a tensor plays in an autoencoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Role {
     /// The bottleneck.
     Code,
@@ -140,13 +136,7 @@ impl Role {
 
     /// Name as options and metadata spell it.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Code => "code",
-            Self::Reconstruction => "reconstruction",
-            Self::Scaled => "scaled",
-            Self::ScaledReconstruction => "scaled_reconstruction",
-            Self::Logits => "logits",
-        }
+        self.into()
     }
 }
 
@@ -237,8 +227,8 @@ impl Metadata {
             }
             "features" => self.features = Some(json(value)?),
             "scaled_features" => self.scaled_features = Some(json(value)?),
-            "error_metric" => self.error_metric = Some(Named::named("error_metric", value)?),
-            "null_policy" => self.null_policy = Some(Named::named("null_policy", value)?),
+            "error_metric" => self.error_metric = Some(ErrorMetric::parse("error_metric", value)?),
+            "null_policy" => self.null_policy = Some(NullPolicy::parse("null_policy", value)?),
             "contamination" => self.contamination = Some(parse_contamination(value)?),
             "calibration" => {
                 let calibration: Calibration = json(value)?;

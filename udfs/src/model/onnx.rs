@@ -3,13 +3,13 @@
 //! Nothing here runs a model; see [`super::runtime`] for that.
 
 mod cut;
+mod dataflow;
 mod merge;
-mod names;
 mod read;
 
 pub(crate) use cut::{Cut, cut, decoder_entry};
+pub(crate) use dataflow::{Dataflow, computed_tensors};
 pub(crate) use merge::{DECODER_PREFIX, merge};
-pub(crate) use names::{Dataflow, tensor_values};
 pub use read::Limits;
 pub(crate) use read::{encode, parse};
 

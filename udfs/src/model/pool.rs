@@ -1,4 +1,4 @@
-//! Sessions of one graph, shared by the queries and partitions that run it.
+//! Sessions of a graph, shared by the queries and partitions that run it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,41 +14,43 @@ use super::runtime::{Purpose, Session, Weights};
 use crate::matrix::Block;
 use crate::score::Numbers;
 
-/// Workers kept for later, at most.
-const KEPT: usize = 64;
+/// Largest number of idle workers.
+const MAX_IDLE: usize = 64;
 
-/// A session, and the memory that its blocks are put together in: reused from batch to batch, because taking and
-/// clearing a megabyte for each costs as much as a small network.
+/// A session and the memory of its blocks. Batches reuse the memory: to allocate and clear a megabyte for each costs as
+/// much as a small network.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) session: Session,
-    /// One for each input of the graph.
+    /// One block for each input of the graph.
     pub(crate) blocks: Vec<Block>,
-    /// One for each output of the graph that is not kept.
+    /// Memory for the outputs of the graph that are not kept, by index.
     pub(crate) scratch: HashMap<usize, Numbers>,
 }
 
-/// A graph and its idle workers. A partition takes one, runs its blocks, and gives it back.
+/// A graph and its idle workers. A partition acquires a worker, runs its blocks, and returns it.
 #[derive(Debug)]
 pub(crate) struct Pool {
     graph: Bytes,
-    /// What all sessions of this pool read their weights from.
+    /// Weights of all sessions of this pool.
     weights: Weights,
     idle: Mutex<Vec<Worker>>,
 }
 
 impl Pool {
+    /// A pool for a part of a graph.
+    ///
     /// # Errors
-    /// An error if ONNX Runtime is not there.
+    /// An execution error if ONNX Runtime is not found.
     pub(crate) fn new(part: &ModelProto) -> Result<Self> {
         Ok(Self { graph: encode(part), weights: Weights::of(part)?, idle: Mutex::default() })
     }
 
-    /// An idle worker, or a new one; it is kept for the next when it is dropped.
+    /// An idle worker, or a new one. It returns to the pool when it is dropped.
     ///
     /// # Errors
     /// An error if ONNX Runtime cannot load the graph.
-    pub(crate) fn lend(pool: &Arc<Self>) -> Result<Lent> {
+    pub(crate) fn acquire(pool: &Arc<Self>) -> Result<PooledWorker> {
         let idle = pool.idle.lock().pop();
         let worker = match idle {
             Some(worker) => worker,
@@ -57,46 +59,48 @@ impl Pool {
                 Worker { session, blocks: Vec::new(), scratch: HashMap::new() }
             }
         };
-        Ok(Lent { pool: Arc::clone(pool), worker: Some(worker) })
+        Ok(PooledWorker { pool: Arc::clone(pool), worker: Some(worker) })
     }
 }
 
-/// A worker on loan: it goes back to its pool when this is dropped.
+/// A worker that returns to its pool when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lent {
+pub(crate) struct PooledWorker {
     pool: Arc<Pool>,
-    /// Taken only by `drop`.
+    /// None only in `drop`.
     worker: Option<Worker>,
 }
 
-impl Lent {
+impl PooledWorker {
+    /// The worker.
+    ///
     /// # Errors
-    /// Never: a worker is taken only when it is given back.
+    /// An internal error if the worker has returned to its pool.
     pub(crate) fn worker(&mut self) -> Result<&mut Worker> {
         match &mut self.worker {
             Some(worker) => Ok(worker),
-            None => internal_err!("a session was used after it was given back"),
+            None => internal_err!("a session was used after it returned to its pool"),
         }
     }
 
-    /// Memory of its blocks.
+    /// Memory of its blocks, bytes.
     pub(crate) fn bytes(&self) -> usize {
         let Some(worker) = &self.worker else { return 0 };
         worker.blocks.iter().map(Block::bytes).sum::<usize>()
             + worker.scratch.values().map(Numbers::bytes).sum::<usize>()
     }
 
-    /// Memory of its session, with the weights, of which all sessions of a pool have one copy.
+    /// Memory of its session, bytes, with the weights. The sessions of a pool share one copy of these.
     pub(crate) fn session_bytes(&self) -> usize {
         self.pool.graph.len()
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledWorker {
     fn drop(&mut self) {
         if let Some(worker) = self.worker.take() {
             let mut idle = self.pool.idle.lock();
-            if idle.len() < KEPT {
+            if idle.len() < MAX_IDLE {
                 idle.push(worker);
             }
         }

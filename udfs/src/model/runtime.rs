@@ -1,4 +1,4 @@
-//! ONNX Runtime: finding its library, loading graphs, running blocks. The only file that names it.
+//! ONNX Runtime: finds its library, loads graphs, runs blocks. Only this module uses it.
 
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -13,34 +13,37 @@ use half::f16;
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort::session::RunOptions;
-use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights, SessionBuilder};
-use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType, TensorRef, TensorRefMut};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef, TensorRefMut};
 
-use super::onnx::proto::{ModelProto, TensorProto};
-use crate::narrow::ToF32;
+use crate::numbers::ToF32;
+pub use element::Element;
+pub(crate) use weights::Weights;
 
+mod element;
 #[cfg(feature = "load-dynamic")]
 mod library;
+mod weights;
 
-/// A graph that loads, or runs one block of at most [`PROBE_ROWS`](super::contract::PROBE_ROWS) rows, for longer than
-/// this at registration is refused.
+/// Longest time to load a graph, and to run one block of at most [`PROBE_ROWS`](super::contract::PROBE_ROWS) rows at
+/// registration. A slower graph is refused.
 const REGISTRATION_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The ONNX Runtime in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeInfo {
-    /// Where its library was found; none when it is linked in.
+    /// Path of its library; none if it is linked in.
     pub library: Option<PathBuf>,
     /// Version, commit and build flags, as it reports them.
     pub build: String,
-    /// Execution providers (devices) that this build of aefusion can ask for.
+    /// Devices (execution providers) of this build of aefusion.
     pub devices: Vec<String>,
 }
 
-/// Loads ONNX Runtime, if that has not been done yet, and tells which one it is.
+/// Loads ONNX Runtime at the first call, and returns its path and version.
 ///
 /// # Errors
-/// An execution error that names every place that was searched and the command that mends it.
+/// An execution error that lists all searched folders and shows the command that installs it.
 pub fn runtime_info() -> Result<RuntimeInfo> {
     let loaded = loaded()?;
     Ok(RuntimeInfo { library: loaded.library.clone(), build: ort::info().to_owned(), devices: vec!["cpu".to_owned()] })
@@ -78,93 +81,12 @@ fn external(error: ort::Error) -> DataFusionError {
 
 static TIME_IN_RUNS: AtomicU64 = AtomicU64::new(0);
 
-/// Time that this process has spent in runs of ONNX Runtime so far, summed over threads.
+/// Time of this process in runs of ONNX Runtime, summed over threads.
 pub fn time_in_runs() -> Duration {
     Duration::from_nanos(TIME_IN_RUNS.load(Ordering::Relaxed))
 }
 
-/// Type of a tensor's elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the names say it")]
-pub enum Element {
-    Float16,
-    Float32,
-    Float64,
-    Int8,
-    Int16,
-    Int32,
-    Int64,
-    UInt8,
-    UInt16,
-    UInt32,
-    UInt64,
-    Bool,
-    String,
-}
-
-impl Element {
-    /// From the number in the ONNX schema (`TensorProto.DataType`).
-    pub(crate) fn from_onnx(number: i32) -> Option<Self> {
-        Some(match number {
-            1 => Self::Float32,
-            2 => Self::UInt8,
-            3 => Self::Int8,
-            4 => Self::UInt16,
-            5 => Self::Int16,
-            6 => Self::Int32,
-            7 => Self::Int64,
-            8 => Self::String,
-            9 => Self::Bool,
-            10 => Self::Float16,
-            11 => Self::Float64,
-            12 => Self::UInt32,
-            13 => Self::UInt64,
-            _ => return None,
-        })
-    }
-
-    /// Its number in the ONNX schema.
-    pub(crate) fn to_onnx(self) -> i32 {
-        (1..=13).find(|number| Self::from_onnx(*number) == Some(self)).unwrap_or_default()
-    }
-
-    fn from_ort(element: TensorElementType) -> Option<Self> {
-        Some(match element {
-            TensorElementType::Float16 => Self::Float16,
-            TensorElementType::Float32 => Self::Float32,
-            TensorElementType::Float64 => Self::Float64,
-            TensorElementType::Int8 => Self::Int8,
-            TensorElementType::Int16 => Self::Int16,
-            TensorElementType::Int32 => Self::Int32,
-            TensorElementType::Int64 => Self::Int64,
-            TensorElementType::Uint8 => Self::UInt8,
-            TensorElementType::Uint16 => Self::UInt16,
-            TensorElementType::Uint32 => Self::UInt32,
-            TensorElementType::Uint64 => Self::UInt64,
-            TensorElementType::Bool => Self::Bool,
-            TensorElementType::String => Self::String,
-            _ => return None,
-        })
-    }
-
-    /// Size of one in a tensor; of a string, of what points to it.
-    pub(crate) fn bytes(self) -> usize {
-        match self {
-            Self::Int8 | Self::UInt8 | Self::Bool => 1,
-            Self::Float16 | Self::Int16 | Self::UInt16 => 2,
-            Self::Float32 | Self::Int32 | Self::UInt32 => 4,
-            Self::Float64 | Self::Int64 | Self::UInt64 => 8,
-            Self::String => size_of::<String>(),
-        }
-    }
-
-    /// Whether it is a floating-point type.
-    pub fn is_float(self) -> bool {
-        matches!(self, Self::Float16 | Self::Float32 | Self::Float64)
-    }
-}
-
-/// A tensor that goes in, row-major.
+/// An input tensor, row-major.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the names say it")]
 pub(crate) enum Input<'a> {
@@ -183,7 +105,7 @@ pub(crate) enum Input<'a> {
     String(&'a [String]),
 }
 
-/// A tensor that comes out, row-major; the slice has exactly its size.
+/// An output tensor, row-major. The slice has exactly the size of the tensor.
 #[derive(Debug)]
 pub(crate) enum Output<'a> {
     /// Written in place.
@@ -194,19 +116,19 @@ pub(crate) enum Output<'a> {
     Converted(&'a mut [f32]),
 }
 
-/// Element type and shape, rows included, of a tensor that was computed.
+/// Element type and shape, rows first, of a computed tensor; none if it is no tensor of a known type.
 pub(crate) type Observed = Option<(Element, Vec<i64>)>;
 
-/// What loading a graph is for.
+/// The purpose of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To look at its tensors once: not optimised.
+    /// To look at the tensors once; not optimised.
     Probe,
     /// To score rows.
     Score,
 }
 
-/// A loaded graph. One thread runs it at a time (`&mut`); sessions of the same graph run beside each other.
+/// A loaded graph. One thread runs a session at a time (`&mut`); several sessions of a graph run in parallel.
 #[derive(Debug)]
 pub(crate) struct Session {
     session: ort::session::Session,
@@ -215,7 +137,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Loads a graph, with one thread to run it; it reads the weights that are given, and has no copy of them.
+    /// Loads a graph that one thread runs. The session reads the given weights without a copy.
     ///
     /// # Errors
     /// A planning error if ONNX Runtime refuses it.
@@ -239,14 +161,14 @@ impl Session {
         Ok(Self { inputs: names(session.inputs())?, outputs: names(session.outputs())?, session })
     }
 
-    /// Runs `rows` rows and writes every output where it is wanted.
+    /// Runs one block and writes every output to its slice.
     ///
     /// # Shapes
-    /// - `inputs`: data and shape (rows first) of every input of the graph, in its order
+    /// - `inputs`: data and shape (rows first) of every input, in the order of the graph
     /// - `outputs`: the same for every output
     ///
     /// # Errors
-    /// An execution error if ONNX Runtime fails or a shape is not what it was at registration.
+    /// An execution error if ONNX Runtime fails, or an output has another shape than at registration.
     pub(crate) fn run(&mut self, inputs: &[(Input<'_>, &[i64])], outputs: &mut [(Output<'_>, &[i64])]) -> Result<()> {
         let values = inputs.iter().map(|(input, shape)| value(input, shape)).collect::<Result<Vec<_>>>()?;
         let mut in_place =
@@ -259,7 +181,7 @@ impl Session {
             if let Output::Converted(into) = output {
                 let value = self.owned(pointer)?;
                 if value.dtype().tensor_shape().map(|found| found.as_ref()) != Some(*shape) {
-                    return exec_err!("ONNX Runtime gave a tensor of another shape than {shape:?}: {}", value.dtype());
+                    return exec_err!("expected a tensor of shape {shape:?} from ONNX Runtime, found {}", value.dtype());
                 }
                 convert(&value, into)?;
             }
@@ -267,7 +189,10 @@ impl Session {
         Ok(())
     }
 
-    /// Runs once and tells types and shapes of the outputs; none for what is not a tensor of a known type.
+    /// Runs once and returns types and shapes of the outputs.
+    ///
+    /// # Errors
+    /// An execution error if the run fails, or takes longer than the deadline for registration.
     pub(crate) fn observe(&mut self, inputs: &[(Input<'_>, &[i64])]) -> Result<Vec<Observed>> {
         let values = inputs.iter().map(|(input, shape)| value(input, shape)).collect::<Result<Vec<_>>>()?;
         let mut pointers = vec![ptr::null_mut(); self.outputs.len()];
@@ -280,17 +205,17 @@ impl Session {
             let element = dtype.tensor_type().and_then(Element::from_ort);
             Ok(element.zip(dtype.tensor_shape().map(|shape| shape.to_vec())))
         };
-        // every pointer is taken over, so that none leaks, before the first error is returned
+        // take over every pointer before the first error returns: otherwise the values after it leak
         let observed: Vec<Result<Observed>> = pointers.into_iter().map(observed).collect();
         observed.into_iter().collect()
     }
 
-    /// Takes over a value that ONNX Runtime allocated.
+    /// Takes ownership of a value that ONNX Runtime allocated.
     fn owned(&self, pointer: *mut ort::sys::OrtValue) -> Result<DynValue> {
         let Some(pointer) = ptr::NonNull::new(pointer) else {
             return exec_err!("ONNX Runtime left an output empty");
         };
-        // SAFETY: a run of this session allocated the value for us, with the session's allocator, and nothing else owns it.
+        // SAFETY: a run of this session allocated the value, with the allocator of the session, and nothing else owns it.
         Ok(unsafe { DynValue::from_ptr(pointer, Some(self.session.allocator())) })
     }
 
@@ -313,9 +238,9 @@ impl Session {
         let output_names: Vec<_> = self.outputs.iter().map(|name| name.as_ptr()).collect();
         let input_values: Vec<_> = inputs.iter().map(DynInput::ptr).collect();
         let start = Instant::now();
-        // SAFETY: names and values live until the call returns and their counts are those of the graph (checked above);
-        // every output is null (ONNX Runtime allocates it) or a tensor over a slice that is borrowed mutably meanwhile.
-        // Each session is run by one thread at a time: all callers hold `&mut self`.
+        // SAFETY: names and values live until the call returns, and their counts are those of the graph (checked above).
+        // Every output is null (ONNX Runtime allocates it) or a tensor over a slice that stays mutably borrowed. One
+        // thread at a time runs a session: all callers hold `&mut self`.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
@@ -336,56 +261,12 @@ impl Session {
     }
 }
 
-/// The large weights of a graph, held once for all of its sessions: as the file has them, and as the kernels pack them.
-#[derive(Debug)]
-pub(crate) struct Weights {
-    tensors: Vec<(String, Arc<DynValue>)>,
-    packed: PrepackedWeights,
-}
-
-impl Weights {
-    /// Smaller ones are copied into each session: they also hold shapes and axes, which ONNX Runtime wants to see.
-    const SHARED_BYTES: usize = 4096;
-
-    /// # Errors
-    /// An error if ONNX Runtime is not there.
-    pub(crate) fn of(graph: &ModelProto) -> Result<Self> {
-        loaded()?;
-        let initializers = graph.graph.iter().flat_map(|graph| &graph.initializer);
-        let tensors = initializers.filter_map(|tensor| Some((tensor.name().to_owned(), floats(tensor)?)));
-        let tensors = tensors.map(|(name, (shape, values))| {
-            Ok((name, Arc::new(Tensor::from_array((shape, values)).map_err(external)?.into_dyn())))
-        });
-        Ok(Self { tensors: tensors.collect::<Result<_>>()?, packed: PrepackedWeights::new() })
-    }
-
-    fn share(&self, builder: SessionBuilder) -> Result<SessionBuilder> {
-        let failed = |e: ort::Error<SessionBuilder>| external(e.into());
-        let builder = builder.with_prepacked_weights(&self.packed).map_err(failed)?;
-        self.tensors.iter().try_fold(builder, |builder, (name, value)| {
-            builder.with_initializer(name, Arc::clone(value)).map_err(failed)
-        })
-    }
-}
-
-/// Shape and values of a large tensor of floats.
-fn floats(tensor: &TensorProto) -> Option<(Vec<i64>, Vec<f32>)> {
-    if Element::from_onnx(tensor.data_type()) != Some(Element::Float32) {
-        return None;
-    }
-    let values = match &tensor.raw_data {
-        Some(raw) => raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-        None => tensor.float_data.clone(),
-    };
-    (size_of_val(values.as_slice()) >= Weights::SHARED_BYTES).then(|| (tensor.dims.clone(), values))
-}
-
 fn configure(builder: SessionBuilder, purpose: Purpose) -> Result<SessionBuilder> {
     let level = match purpose {
         Purpose::Probe => GraphOptimizationLevel::Disable,
         Purpose::Score => GraphOptimizationLevel::All,
     };
-    // each error holds the builder: it is dropped at once
+    // the error holds the builder; this drops it at once
     let failed = |e: ort::Error<SessionBuilder>| external(e.into());
     let builder = builder.with_optimization_level(level).map_err(failed)?;
     let builder = builder.with_intra_threads(1).map_err(failed)?;
@@ -394,7 +275,7 @@ fn configure(builder: SessionBuilder, purpose: Purpose) -> Result<SessionBuilder
     builder.with_inter_op_spinning(false).map_err(failed)
 }
 
-/// Runs `work`, and `stop` when it takes longer than the deadline for registration.
+/// Runs `work`, and calls `stop` if it takes longer than the deadline for registration.
 fn with_deadline<T>(stop: impl FnOnce() -> bool + Send + 'static, work: impl FnOnce() -> T) -> T {
     let (done, wait) = mpsc::channel::<()>();
     std::thread::spawn(move || {
@@ -428,7 +309,7 @@ fn value<'a>(input: &Input<'a>, shape: &[i64]) -> Result<DynInput<'a>> {
         && texts.iter().any(|text| text.contains('\0'))
     {
         return exec_err!(
-            "a text holds a zero byte, which ONNX Runtime does not take; take it out: replace(text, chr(0), '')"
+            "a text contains a zero byte, which ONNX Runtime does not accept; remove it with replace(text, chr(0), '')"
         );
     }
     macro_rules! borrow {
@@ -497,6 +378,6 @@ fn convert(value: &DynValue, into: &mut [f32]) -> Result<()> {
         Some(Element::UInt16) => copy::<u16>(value, into),
         Some(Element::UInt32) => copy::<u32>(value, into),
         Some(Element::Bool) => copy::<bool>(value, into),
-        other => plan_err!("outputs of type {other:?} are not supported; make the model give float tensors"),
+        other => plan_err!("outputs of type {other:?} are not supported; export the model with float outputs"),
     }
 }

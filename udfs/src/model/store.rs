@@ -1,4 +1,4 @@
-//! Where models are kept: `<store>/<name>/<version>/model.onnx` in a directory or an object store.
+//! The store of models: `<store>/<name>/<version>/model.onnx` in a directory or an object store.
 
 use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
@@ -17,15 +17,15 @@ use super::Limits;
 
 const FILE: &str = "model.onnx";
 
-/// Name of a model: letters, digits, `_` and `-`, beginning with a letter or `_`.
+/// Name of a model: letters, digits, `_` and `-`; the first is a letter or `_`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelName(String);
 
 impl ModelName {
-    /// A name that can stand in a path and in `name@version`.
+    /// A name that is valid in a path and in `name@version`.
     ///
     /// # Errors
-    /// A planning error if it cannot.
+    /// A planning error if it is not.
     pub fn new(name: &str) -> Result<Self> {
         let mut characters = name.chars();
         let first = characters.next().is_some_and(|c| c.is_alphabetic() || c == '_');
@@ -49,12 +49,12 @@ impl fmt::Display for ModelName {
     }
 }
 
-/// `fraud`, the newest version, or `fraud@3`, that one.
+/// `fraud`, the newest version, or `fraud@3`, version 3.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModelRef {
     /// The name.
     pub name: ModelName,
-    /// The version; none is the newest.
+    /// The version; none for the newest.
     pub version: Option<u64>,
 }
 
@@ -91,12 +91,12 @@ pub(crate) struct Stored {
     pub(crate) meta: ObjectMeta,
 }
 
-/// Whether a name may be in use already when a model is published.
+/// Whether a published model may have a name that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Publish {
-    /// It must be new.
+    /// The name must be new.
     New,
-    /// The next version is written.
+    /// The model becomes the next version.
     NextVersion,
 }
 
@@ -110,7 +110,7 @@ pub struct ModelStore {
 }
 
 impl ModelStore {
-    /// A store that is gone with the process.
+    /// A store in memory, which ends with the process.
     pub fn in_memory() -> Self {
         Self {
             store: Arc::new(InMemory::new()),
@@ -120,12 +120,12 @@ impl ModelStore {
         }
     }
 
-    /// The store at a directory or a URL (`file`, `memory`, `s3`, `gs`, `az`, `http` …); nothing is read yet.
+    /// The store at a directory or a URL (`file`, `memory`, `s3`, `gs`, `az`, `http` …). This reads nothing yet.
     ///
     /// Credentials and regions of object stores come from the environment (`AWS_ACCESS_KEY_ID` …).
     ///
     /// # Errors
-    /// A planning error if the URL is of an unknown kind, or of one that this build leaves out.
+    /// An error if this build does not support the scheme of the URL.
     pub fn open(location: &str) -> Result<Self> {
         let (store, root) = open(location)?;
         let is_remote = Url::parse(location).is_ok_and(|url| !["file", "memory"].contains(&url.scheme()));
@@ -137,7 +137,7 @@ impl ModelStore {
         &self.location
     }
 
-    /// Whether looking up a name costs a network round trip.
+    /// Whether a look-up needs a network round trip.
     pub(crate) fn is_remote(&self) -> bool {
         self.is_remote
     }
@@ -146,7 +146,7 @@ impl ModelStore {
         self.root.clone().join(name.as_str()).join(version.to_string()).join(FILE)
     }
 
-    /// All stored files, by name and version.
+    /// All stored files, sorted by name and version.
     pub(crate) async fn list(&self) -> Result<Vec<Stored>> {
         self.list_under(&self.root).await
     }
@@ -166,7 +166,7 @@ impl ModelStore {
         Ok(stored)
     }
 
-    /// Reads `<root>/<name>/<version>/model.onnx`; anything else in the folder is not ours.
+    /// The model at `<root>/<name>/<version>/model.onnx`; none for any other path.
     fn stored(&self, meta: ObjectMeta) -> Option<Stored> {
         let mut parts = meta.location.prefix_match(&self.root)?;
         let name = ModelName::new(parts.next()?.as_ref()).ok()?;
@@ -182,7 +182,7 @@ impl ModelStore {
         result.bytes().await.map_err(|e| self.failed("read from", e))
     }
 
-    /// Writes a file under the next version, all of it or nothing, and tells the version.
+    /// Writes a file as the next version, completely or not at all, and returns the version.
     ///
     /// # Errors
     /// A planning error if the name must be new and is not; an execution error if the store cannot be written.
@@ -197,24 +197,24 @@ impl ModelStore {
             let options = PutOptions { mode: PutMode::Create, ..Default::default() };
             match self.store.put_opts(&self.path(name, newest + 1), bytes.clone().into(), options).await {
                 Ok(_) => return Ok(newest + 1),
-                // somebody else published meanwhile: look again
+                // another process published at the same time: list the versions again
                 Err(object_store::Error::AlreadyExists { .. }) => {}
                 Err(e) => return Err(self.failed("write to", e)),
             }
         }
     }
 
-    /// Removes one version, or all, oldest first, and tells how many there were.
+    /// Removes one version, or all versions, oldest first, and returns their number.
     pub(crate) async fn remove(&self, model: &ModelRef) -> Result<usize> {
         let versions = self.versions(&model.name).await?;
-        let doomed: Vec<_> = versions
+        let removed: Vec<_> = versions
             .into_iter()
             .filter(|stored| model.version.is_none_or(|version| version == stored.version))
             .collect();
-        for stored in &doomed {
+        for stored in &removed {
             self.store.delete(&stored.meta.location).await.map_err(|e| self.failed("delete from", e))?;
         }
-        Ok(doomed.len())
+        Ok(removed.len())
     }
 
     fn failed(&self, what: &str, error: object_store::Error) -> DataFusionError {
@@ -226,12 +226,12 @@ impl ModelStore {
 /// The object store of a directory, file or URL, and the path in it.
 ///
 /// # Errors
-/// A planning error if the URL is of an unknown kind, or of one that this build leaves out.
+/// An error if this build does not support the scheme of the URL.
 pub fn open(location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
     let not_opened = |e: object_store::Error| {
         DataFusionError::ObjectStore(Box::new(e)).context(format!("'{location}' cannot be opened"))
     };
-    // one letter before the colon is a drive
+    // a scheme of one letter is a drive of Windows
     match Url::parse(location) {
         Ok(url) if url.scheme().len() > 1 => {
             if url.scheme() == "file"
@@ -279,10 +279,10 @@ pub(crate) async fn read(location: &str, limits: &Limits) -> Result<Bytes> {
     store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)
 }
 
-/// Writes a new file at a path or URL, all of it or nothing.
+/// Writes a new file at a path or URL, completely or not at all.
 ///
 /// # Errors
-/// An execution error if there is one already or it cannot be written.
+/// An execution error if the file exists or cannot be written.
 pub(crate) async fn write_new(location: &str, bytes: Bytes) -> Result<()> {
     let (store, path) = open(location)?;
     let options = PutOptions { mode: PutMode::Create, ..Default::default() };
@@ -295,7 +295,7 @@ pub(crate) async fn write_new(location: &str, bytes: Bytes) -> Result<()> {
     }
 }
 
-/// The default place of a store: the directory `models` of the working directory.
+/// The default location of a store: the directory `models` in the working directory.
 pub fn default_location() -> PathBuf {
     PathBuf::from("models")
 }

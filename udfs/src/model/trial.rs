@@ -1,4 +1,4 @@
-//! A file that is not published yet, tried out on rows.
+//! A test run of a file before its publication.
 
 use std::sync::Arc;
 
@@ -11,17 +11,17 @@ use super::metadata::Role;
 use super::store::ModelName;
 use super::{Limits, Model, Start};
 use crate::matrix::Rows;
-use crate::score::{Wanted, score};
+use crate::score::{Request, score};
 
-/// A model outside of the store.
+/// A model that is not in the store.
 #[derive(Debug)]
 pub struct Trial(Arc<Model>);
 
 impl Trial {
-    /// Loads a file, and runs all that the functions could run of it.
+    /// Loads a file, and runs everything that the functions can run.
     ///
     /// # Errors
-    /// A planning error that says why the file would be refused.
+    /// A planning error if the store would refuse the file.
     pub fn load(name: &ModelName, bytes: Bytes, limits: &Limits) -> Result<Self> {
         let model = Arc::new(Model::load(name, 0, bytes, limits)?);
         model.verify()?;
@@ -33,21 +33,25 @@ impl Trial {
         &self.0
     }
 
-    /// What a tensor holds for rows: `[rows, width]`, row-major. The columns are those of the features, in their order.
+    /// The values of a tensor for rows.
+    ///
+    /// # Shapes
+    /// - `columns`: one column for each feature, in the order of the model
+    /// - returns `[rows, width]`, row-major
     ///
     /// # Errors
     /// A planning error if there is no such tensor, an execution error if the rows do not fit.
     pub fn run(&self, role: Role, columns: &[ArrayRef]) -> Result<Vec<f32>> {
-        let scores = score(&self.0, Start::Features, &self.rows(columns)?, &Wanted::roles([role]), None)?;
+        let scores = score(&self.0, Start::Features, &self.rows(columns)?, &Request::roles([role]), None)?;
         Ok(scores.matrix(role)?.to_f32().as_primitive::<Float32Type>().values().to_vec())
     }
 
-    /// The reconstruction error of rows, as `ae_error` gives it.
+    /// The reconstruction error of rows, the same as `ae_error`.
     ///
     /// # Errors
     /// As [`Trial::run`].
     pub fn errors(&self, columns: &[ArrayRef]) -> Result<Float64Array> {
-        let scores = score(&self.0, Start::Features, &self.rows(columns)?, &Wanted::error(), None)?;
+        let scores = score(&self.0, Start::Features, &self.rows(columns)?, &Request::error(), None)?;
         Ok(Float64Array::try_new(scores.error.clone(), scores.valid_error.clone())?)
     }
 

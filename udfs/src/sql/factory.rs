@@ -17,13 +17,13 @@ use datafusion::logical_expr::{
 
 use super::explain;
 use crate::config::AeOptions;
-use crate::functions::{Call, Encode, Function, Reconstruct, ReconstructionError, evaluate};
+use crate::functions::{BatchCall, Encode, Function, Reconstruct, ReconstructionError, evaluate};
 use crate::matrix::{Form, Rows};
 use crate::model::catalog::Models;
 use crate::model::metadata::Metadata;
 use crate::model::store::{ModelName, ModelRef, read};
 use crate::model::{Model, describe};
-use crate::near;
+use crate::suggest;
 
 /// Makes functions out of ONNX files, for this session.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ fn output(uri: &str) -> Result<(&str, Arc<dyn Function>)> {
         Some(other) => {
             return plan_err!(
                 "unknown output '{other}'{}; there are {}",
-                near::hint(other, OUTPUTS),
+                suggest::hint(other, OUTPUTS),
                 OUTPUTS.join(", ")
             );
         }
@@ -183,7 +183,7 @@ impl ScalarUDFImpl for OnnxFunction {
         let rows = Rows::new(&arrays, &self.model.contract().features, n);
         let block_rows = AeOptions::of(&args.config_options).block_rows();
         let result = rows.and_then(|rows| {
-            evaluate(self.output.as_ref(), &Call { model: &self.model, form: &self.form, rows: &rows }, block_rows)
+            evaluate(self.output.as_ref(), &BatchCall { model: &self.model, form: &self.form, rows: &rows }, block_rows)
         });
         let result = result.map_err(|e| explain(format!("{}()", self.name), e))?;
         Ok(ColumnarValue::Array(cast(&result, &self.return_type)?))

@@ -19,12 +19,12 @@ use crate::model::catalog::Models;
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
 use crate::model::store::{ModelName, ModelRef, Publish, read, write_new};
 use crate::model::{Limits, Model, Trial, describe, describe_pair, feature_names};
-use crate::named::Named;
-use crate::near;
+use crate::choice::Choice;
+use crate::suggest;
 use crate::tables::model_rows;
 
 /// Options that say what a file holds.
-const DESCRIBING: [&str; 10] = [
+const CONTRACT_OPTIONS: [&str; 10] = [
     "input_cols",
     "code",
     "reconstruction",
@@ -107,17 +107,17 @@ impl<'a> Handler<'a> {
             None => "autoencoder".to_owned(),
         };
         let bytes = match (model_type.as_str(), create.query) {
-            ("onnx", query) => self.foreign_file(name, options, query).await?,
+            ("onnx", query) => self.import_file(name, options, query).await?,
             (other, _) if !MODEL_TYPES.contains(&other) => {
                 return plan_err!(
                     "unknown model_type '{other}'{}; there are {}",
-                    near::hint(other, MODEL_TYPES),
+                    suggest::hint(other, MODEL_TYPES),
                     MODEL_TYPES.join(", ")
                 );
             }
             (_, Some(query)) => self.train(&create.model, model_type, options, query).await?,
             (_, None) => {
-                options.finish(&foreign_options())?;
+                options.finish(&import_options())?;
                 return plan_err!(
                     "a model of type '{model_type}' is trained from the rows of a query (… AS SELECT …); a model made \
                      elsewhere is registered with OPTIONS (model_type = 'onnx', model_path = '…')"
@@ -129,11 +129,11 @@ impl<'a> Handler<'a> {
         self.published(&create.model).await
     }
 
-    async fn foreign_file(&self, name: &ModelName, mut options: Options, query: Option<Box<Query>>) -> Result<Bytes> {
+    async fn import_file(&self, name: &ModelName, mut options: Options, query: Option<Box<Query>>) -> Result<Bytes> {
         let path = options.take_text("model_path")?;
         let pair = (options.take_text("encoder_path")?, options.take_text("decoder_path")?);
-        let mut metadata = describing(&mut options)?;
-        options.finish(&foreign_options())?;
+        let mut metadata = take_metadata(&mut options)?;
+        options.finish(&import_options())?;
         let rows = match query {
             Some(query) => Some(self.session.execute_logical_plan(self.plan(query).await?).await?),
             None => None,
@@ -223,10 +223,10 @@ impl<'a> Handler<'a> {
 
     async fn alter(&self, model: &ModelRef, mut options: Options) -> Result<DataFrame> {
         let found = self.models.find(model, &self.limits).await?;
-        let metadata = describing(&mut options)?;
-        options.finish(&DESCRIBING)?;
+        let metadata = take_metadata(&mut options)?;
+        options.finish(&CONTRACT_OPTIONS)?;
         if metadata == Metadata::default() {
-            return plan_err!("no option is given; the options here are {}", DESCRIBING.join(", "));
+            return plan_err!("no option is given; the options here are {}", CONTRACT_OPTIONS.join(", "));
         }
         let bytes = describe(found.bytes(), metadata, &self.limits)?;
         self.models.publish(&model.name, bytes, Publish::NextVersion, &self.limits).await?;
@@ -340,17 +340,17 @@ fn properties(model: &Model) -> Vec<(String, String)> {
 }
 
 /// Options of a foreign file.
-fn foreign_options() -> Vec<&'static str> {
-    ["model_type", "model_path", "encoder_path", "decoder_path"].into_iter().chain(DESCRIBING).collect()
+fn import_options() -> Vec<&'static str> {
+    ["model_type", "model_path", "encoder_path", "decoder_path"].into_iter().chain(CONTRACT_OPTIONS).collect()
 }
 
 /// Takes the options that say what a file holds.
-fn describing(options: &mut Options) -> Result<Metadata> {
+fn take_metadata(options: &mut Options) -> Result<Metadata> {
     let mut metadata = Metadata {
         features: options.take_texts("input_cols")?.map(|names| names.into_iter().map(Feature::named).collect()),
         scaled_features: options.take_texts("scaled_features")?,
-        error_metric: options.take_named("error_metric")?,
-        null_policy: options.take_named("null_policy")?,
+        error_metric: options.take_choice("error_metric")?,
+        null_policy: options.take_choice("null_policy")?,
         contamination: options
             .take_number("contamination")?
             .map(|share| parse_contamination(&share.to_string()))

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 
-use crate::named::Named;
-use crate::near;
+use crate::choice::Choice;
+use crate::suggest;
 
 /// A literal value.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,8 +79,8 @@ impl Options {
     ///
     /// # Errors
     /// A planning error if it is no string, or none of the names.
-    pub fn take_named<T: Named>(&mut self, key: &str) -> Result<Option<T>> {
-        self.take_text(key)?.map(|name| T::named(&format!("option {key}"), &name)).transpose()
+    pub fn take_choice<T: Choice>(&mut self, key: &str) -> Result<Option<T>> {
+        self.take_text(key)?.map(|name| T::parse(&format!("option {key}"), &name)).transpose()
     }
 
     /// Takes a number.
@@ -155,7 +155,7 @@ impl Options {
             None => Ok(()),
             Some(key) => plan_err!(
                 "unknown option {key}{}; the options here are {}",
-                near::hint(key, known.iter().copied()),
+                suggest::hint(key, known.iter().copied()),
                 known.join(", ")
             ),
         }
@@ -167,7 +167,7 @@ const MOST: f64 = 9_007_199_254_740_992.0;
 
 fn whole(key: &str, value: OptionValue) -> Result<u64> {
     match value {
-        OptionValue::Number(number) => match crate::narrow::whole(number).filter(|_| number < MOST) {
+        OptionValue::Number(number) => match crate::numbers::whole(number).filter(|_| number < MOST) {
             Some(whole) => Ok(whole),
             None => plan_err!("option {key} must be a whole number from 0 up, found {number}"),
         },

@@ -9,7 +9,7 @@ use half::f16;
 use super::{MAX_WIDTH, TensorSpec};
 use crate::model::metadata::Metadata;
 use crate::model::onnx::proto::{ModelProto, ValueInfoProto};
-use crate::model::onnx::{Cut, cut, declared_tensor, encode, tensor_values};
+use crate::model::onnx::{Cut, cut, declared_tensor, encode, computed_tensors};
 use crate::model::runtime::{Element, Input, Observed, Purpose, Session};
 
 /// Rows of a probe run; as many as every run is padded to.
@@ -40,8 +40,8 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
     let rows = fixed_rows.unwrap_or(PROBE_ROWS);
     let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
     let declared: Vec<String> = graph.output.iter().map(|value| value.name().to_owned()).collect();
-    let mut all: Vec<String> = tensor_values(graph).map(str::to_owned).collect();
-    all.extend(declared.iter().filter(|name| !tensor_values(graph).any(|other| other == name.as_str())).cloned());
+    let mut all: Vec<String> = computed_tensors(graph).map(str::to_owned).collect();
+    all.extend(declared.iter().filter(|name| !computed_tensors(graph).any(|other| other == name.as_str())).cloned());
     // Not every inner tensor can be looked at (sequences, optional values): then the declared outputs alone must do.
     let (names, mut session) = match open(model, &all) {
         Ok(session) => (all, session),
@@ -57,8 +57,8 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
     };
     let mut tensors = HashMap::new();
     for (index, name) in names.into_iter().enumerate() {
-        let Some(tensor) = a_row_each(&name, &seen[index], rows) else { continue };
-        if again.as_ref().is_none_or(|again| a_row_each(&name, &again[index], 2 * rows).as_ref() == Some(&tensor)) {
+        let Some(tensor) = per_row(&name, &seen[index], rows) else { continue };
+        if again.as_ref().is_none_or(|again| per_row(&name, &again[index], 2 * rows).as_ref() == Some(&tensor)) {
             tensors.insert(name, tensor);
         }
     }
@@ -70,12 +70,12 @@ fn open(model: &ModelProto, outputs: &[String]) -> Result<Session> {
     Session::load(&encode(&part), Purpose::Probe, None)
 }
 
-fn a_row_each(name: &str, observed: &Observed, rows: usize) -> Option<TensorSpec> {
+fn per_row(name: &str, observed: &Observed, rows: usize) -> Option<TensorSpec> {
     let (element, shape) = observed.as_ref()?;
     let (first, rest) = shape.split_first()?;
     let first = usize::try_from(*first).ok()?;
     let shape: Vec<usize> = rest.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<_>>()?;
-    let tensor = TensorSpec { name: name.to_owned(), element: *element, rows_each: first / rows, shape };
+    let tensor = TensorSpec { name: name.to_owned(), element: *element, rows_per_row: first / rows, shape };
     (first % rows == 0 && (1..=MAX_WIDTH).contains(&tensor.width())).then_some(tensor)
 }
 
@@ -149,7 +149,7 @@ fn input(value: &ValueInfoProto, named: Option<usize>) -> Result<(TensorSpec, Op
     if rows.is_some_and(|rows| rows > MAX_WIDTH) {
         return plan_err!("input \"{name}\" takes {rows:?} rows at once; at most {MAX_WIDTH} are allowed");
     }
-    Ok((TensorSpec { name: name.to_owned(), element, rows_each: 1, shape }, rows))
+    Ok((TensorSpec { name: name.to_owned(), element, rows_per_row: 1, shape }, rows))
 }
 
 fn observe(session: &mut Session, inputs: &[TensorSpec], rows: usize) -> Result<Vec<Observed>> {

@@ -9,11 +9,11 @@ use super::probe::Probed;
 use super::{Found, TensorSpec};
 use crate::model::metadata::{Metadata, Role};
 use crate::model::onnx::proto::{GraphProto, ModelProto};
-use crate::model::onnx::{Dataflow, decoder_entry, tensor_values};
-use crate::near;
+use crate::model::onnx::{Dataflow, decoder_entry, computed_tensors};
+use crate::suggest;
 
 /// Usual names of tensors, lower case.
-fn usual_names(role: Role) -> &'static [&'static str] {
+fn common_names(role: Role) -> &'static [&'static str] {
     match role {
         Role::Code => &[
             "code",
@@ -139,7 +139,7 @@ impl Search<'_> {
         if let Some(name) = self.metadata.tensors.get(&role) {
             return self.given(role, name).map(Found::Tensor);
         }
-        let usual = usual_names(role);
+        let usual = common_names(role);
         let mut why = format!("no output is named like one; give the option {role} = 'tensor'");
         let mut candidates = Vec::new();
         for tensor in self.outputs() {
@@ -162,13 +162,13 @@ impl Search<'_> {
 
     fn given(&self, role: Role, name: &str) -> Result<TensorSpec> {
         let Some(tensor) = self.probed.tensors.get(name) else {
-            let known: Vec<&str> = tensor_values(self.graph).collect();
+            let known: Vec<&str> = computed_tensors(self.graph).collect();
             if known.contains(&name) {
                 return plan_err!("{role} = '{name}': this tensor does not have one row for each input row");
             }
             return plan_err!(
                 "{role} = '{name}': no tensor has this name{}; the outputs are {}",
-                near::hint(name, known),
+                suggest::hint(name, known),
                 self.outputs_text()
             );
         };
@@ -211,7 +211,7 @@ impl Search<'_> {
     /// The narrowest activation that everything on the way from the features to `decoded` passes through.
     fn narrowest(&self, decoded: Option<&TensorSpec>) -> Result<Option<Found>> {
         let Some(decoded) = decoded else { return Ok(None) };
-        let mut passed: Vec<&TensorSpec> = tensor_values(self.graph)
+        let mut passed: Vec<&TensorSpec> = computed_tensors(self.graph)
             .filter_map(|name| self.probed.tensors.get(name))
             .filter(|tensor| tensor.element.is_float() && tensor.width() < self.features)
             .filter(|tensor| self.is_passed(tensor, decoded))

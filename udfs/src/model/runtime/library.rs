@@ -1,4 +1,4 @@
-//! Where the shared library of ONNX Runtime is looked for.
+//! Finds the shared library of ONNX Runtime.
 
 use std::path::{Path, PathBuf};
 
@@ -15,15 +15,19 @@ const FILE: &str = "libonnxruntime.dylib";
 #[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
 const FILE: &str = "libonnxruntime.so";
 
-/// Loads the first library found: the one that `ORT_DYLIB_PATH` names; beside the executable and in `../lib`; in the
-/// user's data folder; what the system's loader finds.
+/// Loads the first library that is found.
+///
+/// 1. the file that `ORT_DYLIB_PATH` names
+/// 2. a file beside the executable, or in `../lib`
+/// 3. a file in the data folder of the user, under `aefusion`
+/// 4. the library that the loader of the system finds
 pub(super) fn open() -> Result<(EnvironmentBuilder, PathBuf)> {
     if let Some(path) = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from) {
         if !path.exists() {
             return exec_err!(
-                "ONNX Runtime was not found: {VARIABLE} says {}, and no such file exists; {}",
+                "ONNX Runtime was not found: {VARIABLE} is {}, but this file does not exist; {}",
                 path.display(),
-                mend()
+                install_hint()
             );
         }
         return init(&path);
@@ -37,14 +41,14 @@ pub(super) fn open() -> Result<(EnvironmentBuilder, PathBuf)> {
     init(Path::new(FILE)).map_err(|e| {
         let searched: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
         e.context(format!(
-            "ONNX Runtime was not found: no {FILE} in {} and none known to the system; {}",
+            "ONNX Runtime was not found: no {FILE} in {}, nor in the library path of the system; {}",
             searched.join(", "),
-            mend()
+            install_hint()
         ))
     })
 }
 
-fn mend() -> String {
+fn install_hint() -> String {
     format!(
         "run `cargo xtask setup` in a clone of aefusion, or `pip install onnxruntime` and set {VARIABLE} to the {FILE}* \
          in its folder onnxruntime/capi"
@@ -83,10 +87,10 @@ fn init(path: &Path) -> Result<(EnvironmentBuilder, PathBuf)> {
     match ort::init_from(path) {
         Ok(builder) => Ok((builder, path.to_owned())),
         Err(e) => Err(DataFusionError::External(Box::new(e)).context(format!(
-            "ONNX Runtime of version 1.{} or newer is needed, and {} cannot be used; {}",
+            "ONNX Runtime 1.{} or newer is required, but {} cannot be used; {}",
             ort::MINOR_VERSION,
             path.display(),
-            mend()
+            install_hint()
         ))),
     }
 }

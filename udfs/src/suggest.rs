@@ -1,11 +1,11 @@
-//! "Did you mean": the names nearest to a misspelt one.
+//! Suggestions for misspelt names: "did you mean …?".
 
-/// From here on, 0 to 1, a name is worth suggesting.
-const SIMILAR: f64 = 0.6;
+/// Names with a higher similarity (0 to 1) are suggested.
+const MIN_SIMILARITY: f64 = 0.6;
 
-/// How alike two names are, 0 to 1: by the letters that must be added, left out, replaced or swapped.
+/// Similarity of two names, 0 to 1: by the letters to add, remove, replace or swap.
 fn similarity(a: &str, b: &str) -> f64 {
-    // among f0, f1, f10 … every name is like every other
+    // among f0, f1, f10 … every name is similar to every other
     if a.len().min(b.len()) < 3 && !a.eq_ignore_ascii_case(b) {
         return 0.0;
     }
@@ -13,12 +13,12 @@ fn similarity(a: &str, b: &str) -> f64 {
 }
 
 /// The known names nearest to `name`, best first, at most three.
-pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let name = name.to_lowercase();
     let mut scored: Vec<(f64, &str)> = known
         .into_iter()
         .map(|known| (similarity(&name, &known.to_lowercase()), known))
-        .filter(|(score, _)| *score > SIMILAR)
+        .filter(|(score, _)| *score > MIN_SIMILARITY)
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.into_iter().take(3).map(|(_, known)| known).collect()
@@ -34,12 +34,12 @@ pub(crate) fn shortened(names: &[&str]) -> String {
     }
 }
 
-/// `; did you mean "a" or "b"?`, or nothing.
+/// `; did you mean "a" or "b"?`, or an empty text if no known name is similar.
 pub fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    let near = nearest(name, known);
-    if near.is_empty() {
+    let nearest = nearest(name, known);
+    if nearest.is_empty() {
         return String::new();
     }
-    let near: Vec<String> = near.into_iter().map(|name| format!("\"{name}\"")).collect();
-    format!("; did you mean {}?", near.join(" or "))
+    let quoted: Vec<String> = nearest.into_iter().map(|name| format!("\"{name}\"")).collect();
+    format!("; did you mean {}?", quoted.join(" or "))
 }

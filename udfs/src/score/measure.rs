@@ -1,4 +1,4 @@
-//! The reconstruction error of rows, and each feature's part of it.
+//! The reconstruction error of rows, and the part of each feature in it.
 
 use std::ops::Range;
 
@@ -11,27 +11,27 @@ use super::Scores;
 use crate::matrix::{Block, Cells, Rows};
 use crate::model::contract::Contract;
 use crate::model::metadata::{ErrorMetric, NullPolicy};
-use crate::model::runtime::Input;
-use crate::narrow::f64_from_usize;
+use crate::model::runtime::{Element, Input};
+use crate::numbers::f64_from_usize;
 
-/// Partial sums of a row. The number is part of the result's definition: another one rounds differently.
+/// Partial sums of a row. Another number of sums would round differently, so this one defines the result.
 const LANES: usize = 8;
 
 /// Some rows of numbers, row-major.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Values<'a> {
+pub(super) enum Floats<'a> {
     F32(&'a [f32]),
     F64(&'a [f64]),
 }
 
-/// What the reconstruction is compared with.
+/// What the error compares the reconstruction with.
 #[derive(Debug)]
 enum Original {
     /// An output of the graph, by index.
     Output(usize),
-    /// The only input of the graph, as it went in.
+    /// The only input of the graph, after the cast to its type.
     Input,
-    /// The features, whatever types the inputs have.
+    /// The features as `f64`, for inputs of several tensors or other types.
     Features(Cells, Block),
 }
 
@@ -45,26 +45,26 @@ pub(super) struct Measure<'a> {
     n_features: usize,
     /// The feature of each compared column.
     features: Option<&'a [usize]>,
-    /// For each feature, the rows where it is given; empty if that does not matter.
+    /// For each feature, the rows with a value; empty if no value is missing, or nothing depends on it.
     given: Vec<Option<NullBuffer>>,
-    /// Whether NaN in the original stands for a value that is missing.
+    /// Whether NaN in the original is a missing value.
     skips_nan: bool,
     wants_error: bool,
     wants_parts: bool,
     error: Vec<f64>,
     parts: Vec<f64>,
-    /// Whether there was something to compare, of each row up to the last where there was not.
+    /// Whether each row has a value to compare. Ends at the last row that has none.
     has_error: Vec<bool>,
-    /// Rows that were passed over or measured.
+    /// Rows that were skipped or measured.
     measured: usize,
 }
 
 impl<'a> Measure<'a> {
-    /// `original` and `reconstruction` are positions among the fetched outputs; without the first, the features
-    /// themselves are compared.
+    /// `original` and `reconstruction` are indices of fetched outputs. Without `original`, the error compares the features
+    /// themselves.
     ///
     /// # Errors
-    /// A planning error if it is not known which feature each compared column comes from, and that is needed.
+    /// A planning error if parts are requested and the feature of a compared column is unknown.
     pub(super) fn new(
         contract: &'a Contract,
         rows: &Rows,
@@ -77,7 +77,7 @@ impl<'a> Measure<'a> {
         let policy = contract.null_policy;
         let original = match (original, contract.inputs.as_slice()) {
             (Some(index), _) => Original::Output(index),
-            (None, [input]) if matches!(input.element, super::Element::Float32 | super::Element::Float64) => {
+            (None, [input]) if matches!(input.element, Element::Float32 | Element::Float64) => {
                 Original::Input
             }
             (None, _) => {
@@ -114,7 +114,7 @@ impl<'a> Measure<'a> {
         })
     }
 
-    /// Passes over rows that have no result.
+    /// Skips rows without a result.
     pub(super) fn skip(&mut self, rows: usize) {
         if self.wants_error {
             self.error.resize(self.error.len() + rows, 0.0);
@@ -125,19 +125,19 @@ impl<'a> Measure<'a> {
         self.measured += rows;
     }
 
-    /// Measures the rows of a block that has just run.
+    /// Measures the rows of the block that ran last.
     ///
     /// # Errors
-    /// An internal error if what was computed is not what was asked for.
+    /// An execution error if the input has no floating-point numbers.
     pub(super) fn block<'v>(
         &mut self,
         rows: Range<usize>,
         inputs: &[Input<'v>],
-        output: impl Fn(usize) -> Values<'v>,
+        output: impl Fn(usize) -> Floats<'v>,
     ) -> Result<()> {
         let n = rows.len() * self.width;
         let reconstruction = output(self.reconstruction);
-        // taken out while it is borrowed
+        // `self.rows` below borrows all of `self`
         let mut original = std::mem::replace(&mut self.original, Original::Input);
         let values = match &mut original {
             Original::Output(index) => output(*index),
@@ -145,10 +145,10 @@ impl<'a> Measure<'a> {
             Original::Features(cells, block) => values_of(Some(&cells.block(rows.clone(), rows.len(), block)?), n)?,
         };
         match (values, reconstruction) {
-            (Values::F32(a), Values::F32(b)) => self.rows(rows, a, b),
-            (Values::F32(a), Values::F64(b)) => self.rows(rows, a, b),
-            (Values::F64(a), Values::F32(b)) => self.rows(rows, a, b),
-            (Values::F64(a), Values::F64(b)) => self.rows(rows, a, b),
+            (Floats::F32(a), Floats::F32(b)) => self.rows(rows, a, b),
+            (Floats::F32(a), Floats::F64(b)) => self.rows(rows, a, b),
+            (Floats::F64(a), Floats::F32(b)) => self.rows(rows, a, b),
+            (Floats::F64(a), Floats::F64(b)) => self.rows(rows, a, b),
         }
         self.original = original;
         Ok(())
@@ -179,7 +179,7 @@ impl<'a> Measure<'a> {
                 self.error.push(finished(self.metric, sum_terms(&terms) / n_compared));
             }
             if n == 0 {
-                self.has_none(self.measured);
+                self.record_empty(self.measured);
             }
             self.measured += 1;
             if let (true, Some(features)) = (self.wants_parts, self.features) {
@@ -192,8 +192,8 @@ impl<'a> Measure<'a> {
         }
     }
 
-    /// Measures the rows again whose error is NaN, without the values that the graph says are missing: NaN in the
-    /// original of a model that fills them in.
+    /// Measures rows with the error NaN again, without their missing values. A model that fills in missing values has NaN
+    /// there in its original.
     fn without_nan<A: Copy + Into<f64>, B: Copy + Into<f64>>(&mut self, first: usize, a: &[A], b: &[B]) {
         let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
         for (row, (a, b)) in pairs.enumerate() {
@@ -205,14 +205,14 @@ impl<'a> Measure<'a> {
             let terms: Vec<f64> = a.iter().zip(b).map(term).collect();
             let n = a.iter().filter(|value| is_given(**value)).count();
             match n {
-                0 => self.has_none(self.measured + row),
+                0 => self.record_empty(self.measured + row),
                 _ => self.error[first + row] = finished(self.metric, sum_terms(&terms) / f64_from_usize(n)),
             }
         }
     }
 
-    /// Of this row, nothing was left to compare.
-    fn has_none(&mut self, row: usize) {
+    /// Records a row without any value to compare.
+    fn record_empty(&mut self, row: usize) {
         self.has_error.resize(row, true);
         self.has_error.push(false);
     }
@@ -222,7 +222,7 @@ impl<'a> Measure<'a> {
         self.given.get(feature).is_none_or(|given| given.as_ref().is_none_or(|given| given.is_valid(row)))
     }
 
-    /// Hands over what was measured.
+    /// Moves the results to `scores`.
     pub(super) fn finish(mut self, scores: &mut Scores) {
         if !self.has_error.is_empty() {
             self.has_error.resize(self.measured, true);
@@ -235,22 +235,22 @@ impl<'a> Measure<'a> {
         };
     }
 
-    /// Memory that it holds.
+    /// Memory, bytes.
     pub(super) fn bytes(&self) -> usize {
         (self.error.capacity() + self.parts.capacity()) * size_of::<f64>() + self.has_error.capacity()
     }
 }
 
-fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Values<'v>> {
+fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Floats<'v>> {
     match input {
-        Some(Input::Float32(values)) => Ok(Values::F32(&values[..n])),
-        Some(Input::Float64(values)) => Ok(Values::F64(&values[..n])),
+        Some(Input::Float32(values)) => Ok(Floats::F32(&values[..n])),
+        Some(Input::Float64(values)) => Ok(Floats::F64(&values[..n])),
         other => exec_err!("cannot compare a reconstruction with {other:?}"),
     }
 }
 
-/// Errors of rows of `width` numbers. Compiled for several widths of vectors, which add in the same order: what it calls
-/// must be inlined, and iterators that take closures are not always.
+/// Errors of rows of `width` numbers. Compiled for several vector widths, all of which add in the same order. Its callees
+/// must be inlined; iterators with closures are not always.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
 fn errors<A: Copy + Into<f64>, B: Copy + Into<f64>>(
     metric: ErrorMetric,
@@ -286,7 +286,7 @@ fn finished(metric: ErrorMetric, mean: f64) -> f64 {
 
 #[inline(always)]
 fn sum<A: Copy + Into<f64>, B: Copy + Into<f64>>(metric: ErrorMetric, a: &[A], b: &[B]) -> f64 {
-    // one loop a metric, so that each is a plain run of vector instructions
+    // one loop for each metric: the compiler then vectorises each
     match metric {
         ErrorMetric::Mse | ErrorMetric::Rmse => lanes(a, b, |difference| difference * difference),
         ErrorMetric::Mae => lanes(a, b, f64::abs),

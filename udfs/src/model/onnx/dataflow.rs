@@ -58,7 +58,7 @@ fn is_false(tensor: &TensorProto) -> bool {
 }
 
 /// Every tensor that a node of the top graph computes, in the order of the file.
-pub(crate) fn tensor_values(graph: &GraphProto) -> impl Iterator<Item = &str> {
+pub(crate) fn computed_tensors(graph: &GraphProto) -> impl Iterator<Item = &str> {
     graph.node.iter().flat_map(|node| node.output.iter().map(String::as_str)).filter(|name| !name.is_empty())
 }
 

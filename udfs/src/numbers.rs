@@ -1,4 +1,4 @@
-//! Every narrowing of a number, in one place, with what happens to values that do not fit.
+//! Conversions of numbers that may lose something, in one place. Each says what happens to values that do not fit.
 
 #![allow(clippy::cast_possible_truncation, reason = "this is the one file for it")]
 
@@ -55,4 +55,16 @@ pub(crate) fn whole(value: f64) -> Option<u64> {
 /// A count that a file tells; at most `usize::MAX`.
 pub(crate) fn to_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// The nearest `f32`; infinite where it does not fit.
+pub fn to_f32(value: f64) -> f32 {
+    value as f32
+}
+
+/// The nearest whole number; 0 for a negative one, the largest for one that does not fit.
+pub fn rounded(value: f64) -> usize {
+    #[allow(clippy::cast_sign_loss, reason = "negative ones are 0")]
+    let whole = value.round() as usize;
+    whole
 }
