@@ -17,6 +17,8 @@ use crate::harness;
 #[derive(Debug, Clone, Deserialize)]
 struct Case {
     name: String,
+    /// The file of the rows, which cases may share.
+    rows: String,
     features: Vec<String>,
     options: BTreeMap<String, String>,
     model: Option<String>,
@@ -53,7 +55,7 @@ async fn check(case: &Case) -> Result<(), String> {
     given.push(format!("input_cols = [{}]", names.join(", ")));
     query(&session, &format!("CREATE MODEL m OPTIONS ({})", given.join(", "))).await?;
 
-    let table = format!("'{folder}/{}.parquet'", case.name);
+    let table = format!("'{folder}/{}'", case.rows);
     let columns = case.features.join(", ");
     let fields: Vec<String> = case.features.iter().map(|name| format!("'{name}', {name}")).collect();
     let has_list =

@@ -212,6 +212,7 @@ def case(name, made_by, columns, features, code=None, reconstruction=None, targe
 
     return {
         "name": name,
+        "rows": f"{name}.parquet",
         "made_by": made_by,
         "features": list(columns),
         "options": options or {},
@@ -230,4 +231,11 @@ def numbered(x, prefix="f"):
 
 
 def save_cases(cases):
+    """Writes cases.json. Cases with the same rows and results share the file of the first."""
+    files = {}
+    for case in cases:
+        file = OUT / case["rows"]
+        case["rows"] = files.setdefault(file.read_bytes(), file.name)
+        if case["rows"] != file.name:
+            file.unlink()
     (OUT / "cases.json").write_text(json.dumps(cases, indent=2) + "\n")
