@@ -1,8 +1,10 @@
-"""Whole jobs, aefusion beside what people use today: python compare.py AEFUSION FOLDER [--rounds 5] [--models …] [--jobs …]
+"""Whole jobs with aefusion, pyarrow and Polars: python compare.py AEFUSION FOLDER [--rounds 5] [--models …] [--jobs …]
 
-Every round runs each program once for each model and job, in random order (seeded), in a process of its own that runs the
-job over a small file before. Seconds are those of the job alone, CPU seconds and peak memory those of the whole process.
-Ratios are medians of the ratios within a round. Results are compared in the first round.
+Each round runs each program once for each model and job, in random order (seeded). Each run is a process, which first runs
+the job on a small file. Seconds are those of the job alone; CPU seconds and peak memory are those of the whole process.
+Ratios are medians of the ratios within a round. The first round compares the results of the programs.
+
+Prints a table in Markdown. A table with CPU seconds goes to the standard error.
 """
 
 import argparse
@@ -36,9 +38,9 @@ def sql(model, job, limit, file, out):
 
 
 def run(command):
-    """What a command prints, with its CPU seconds and peak memory.
+    """Output of a command, its CPU seconds and its peak memory in MB.
 
-    The kernel counts the memory of the process that started it too, so this one stays small: no numpy here.
+    The kernel adds the memory of the parent process, so this process stays small: no numpy here.
     """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, err = process.stdout.read(), process.stderr.read()
@@ -73,7 +75,7 @@ def check(name, found, expected):
     same = found.keys() == expected.keys() and all(
         abs(found[key] - expected[key]) <= 1e-4 * abs(expected[key]) for key in expected)
     if not same:
-        sys.exit(f"{name} gives other numbers: {found}, expected {expected}")
+        sys.exit(f"{name}: expected {expected}, got {found}")
 
 
 def main():
@@ -116,16 +118,28 @@ def main():
 
 def report(cases, runs):
     median = lambda case, program, key: statistics.median(run[key] for run in runs[(*case, program)])
-    print("| model | job | program | seconds | CPU s | peak MB | aefusion / this, seconds | CPU |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+
+    def ratio(case, program, key):
+        pairs = zip(runs[(*case, "aefusion")], runs[(*case, program)])
+        return statistics.median(ours[key] / theirs[key] for ours, theirs in pairs)
+
+    log = lambda line: print(line, file=sys.stderr)
+    log("| model | job | program | seconds | CPU s | peak MB | aefusion / this, seconds | CPU |")
+    log("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for case in cases:
         for program in PROGRAMS:
-            row = [median(case, program, key) for key in ["seconds", "cpu", "memory"]]
-            pairs = list(zip(runs[(*case, "aefusion")], runs[(*case, program)]))
-            ratio = lambda key: statistics.median(ours[key] / theirs[key] for ours, theirs in pairs)
-            print(f"| {case[0]} | {case[1]} | {program} | {row[0]:.3f} | {row[1]:.2f} | {row[2]:.0f} | "
-                  f"{ratio('seconds'):.2f} | {ratio('cpu'):.2f} |")
-    print("\nall programs gave the same numbers")
+            seconds, cpu, memory = [median(case, program, key) for key in ["seconds", "cpu", "memory"]]
+            log(f"| {case[0]} | {case[1]} | {program} | {seconds:.3f} | {cpu:.2f} | {memory:.0f} | "
+                f"{ratio(case, program, 'seconds'):.2f} | {ratio(case, program, 'cpu'):.2f} |")
+    log("\nall programs gave the same numbers\n")
+    print("| model, job | aefusion, s | pyarrow | Polars | aefusion / fastest peer | aefusion, MB | pyarrow | Polars |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for case in cases:
+        seconds = [f"{median(case, program, 'seconds'):.3f}" for program in PROGRAMS]
+        memory = [f"{median(case, program, 'memory'):.0f}" for program in PROGRAMS]
+        fastest = min(PEERS, key=lambda program: median(case, program, "seconds"))
+        cells = [", ".join(case), *seconds, f"{ratio(case, fastest, 'seconds'):.2f}", *memory]
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Makes the rows and the two models of the comparison, once for a folder: python data.py FOLDER [ROWS].
 
 rows.parquet is id (int64) and f0 … f31 (float32), correlated, snappy, row groups of 131,072; warm.parquet its first group.
-small.onnx is 32-16-4-16-32, large.onnx 32-256-64-256-32, ReLU. limits.json has for each model the error that a tenth of
-the rows with id % 10 = 0 is above.
+small.onnx is 32-16-4-16-32, large.onnx 32-256-64-256-32, ReLU. limits.json has an error for each model: a tenth of the
+rows with id % 10 = 0 has a larger one.
 """
 
 import json

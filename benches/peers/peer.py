@@ -1,8 +1,8 @@
-"""What people use today, one job in one process: python peer.py PROGRAM FOLDER MODEL JOB OUT.
+"""One job with another library, in one process: python peer.py PROGRAM FOLDER MODEL JOB OUT.
 
-PROGRAM is `pyarrow` (pyarrow, memory-mapped, two threads, each with an ONNX Runtime session and blocks that stay in the
-cache) or `polars` (scan, map_batches, sink). The model runs once over warm.parquet before. Prints, as JSON, the seconds of
-the job and what a filter found.
+PROGRAM is `pyarrow` (memory-mapped, two threads, each with an ONNX Runtime session and blocks that stay in the cache) or
+`polars` (scan, map_batches, sink). The job runs on warm.parquet first. Prints, as JSON, the seconds of the job and the
+result of a filter.
 """
 
 import json

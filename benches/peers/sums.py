@@ -1,4 +1,4 @@
-"""Sums over all that a job wrote, weighted so that a row in another place is seen: python sums.py OUT."""
+"""Weighted sums of the columns that a job wrote, which change when rows change places: python sums.py OUT."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What people write today: python peer.py BROKERS MODEL FROM TO GROUP [--until-end] [--orjson].
+"""A consumer in Python: python peer.py BROKERS MODEL FROM TO GROUP [--until-end] [--orjson].
 
 Reads JSON records, scores them with ONNX Runtime, and writes their errors, records and offsets in one transaction a batch.
 """

@@ -1,4 +1,4 @@
-"""Rows to train on: python data.py FILE ROWS WIDTH. Eight hidden numbers a row, and some noise; seeded."""
+"""Rows to train on: python data.py FILE ROWS WIDTH. Functions of eight hidden numbers per row, with noise; seeded."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Trains an autoencoder with PyTorch: python peer.py ROWS.parquet WIDTHS BATCH EPOCHS THREADS
 
-Adam, mean squared error, shuffled batches, rows in memory: what a script for this does. Prints a line of JSON: seconds and
-CPU seconds of the epochs, after one epoch to warm up.
+Adam, mean squared error, shuffled batches, rows in memory. Prints a line of JSON: seconds and CPU seconds of the epochs,
+after one epoch to warm up.
 """
 
 import json

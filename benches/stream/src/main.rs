@@ -1,8 +1,7 @@
-//! A full topic through `ae_error` to a topic, and the time from a record to its visible result, beside a consumer in
-//! Python: `cargo xtask bench stream`.
+//! `cargo xtask bench stream`: throughput and latency of a pipeline from topic to topic, and of a consumer in Python.
 //!
-//! Both read the same records from the same broker, one after the other, round by round. The brokers, the program under
-//! test, and what writes and reads beside it share the cores of the machine.
+//! Both read the same records from the same broker, in turns. The broker, the contender and this program share the cores of
+//! the machine. Tables in Markdown go to the standard output, rounds to the standard error.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a benchmark")]
 
@@ -20,21 +19,22 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 const PARTITIONS: i32 = 4;
-/// How long a latency is measured, and how long nothing is kept before: a broker compiles what it does often while it runs,
-/// which takes a fifth of a core for two minutes at a quarter of a million records a second.
+/// How long a latency is measured, and how long the broker is warmed up before. At 250,000 records a second, its compiler takes
+/// a fifth of a core for two minutes.
 const MEASURED: Duration = Duration::from_secs(60);
 const WARM_UP: Duration = Duration::from_secs(120);
-/// How long a contender may take to give its first result.
+/// How long a contender may take until its first result.
 const START: Duration = Duration::from_secs(60);
-/// Records without keys are written to one partition for a while, and then to the next, as Kafka's clients do: so many of
-/// them, or all that is due in a step.
+/// Records are written to one partition after the other, in turns, as Kafka's clients write records without keys. A turn has
+/// this many records, or all that are due in a step.
 const RECORDS_A_TURN: usize = 1_000;
 const STEP: Duration = Duration::from_millis(5);
-/// What is kept of a partition that is written to for minutes: its last seconds, so that a broker writes to memory that it
-/// wrote to before, of which there is enough.
+/// Settings of topics that are written to for minutes. The broker keeps the last seconds and reuses their memory.
 const KEPT: [(&str, &str); 2] = [("segment.bytes", "67108864"), ("retention.bytes", "134217728")];
-/// Values of the features: different numbers of usual lengths.
+/// Number of different values of the features.
 const VALUES: usize = 5_000;
+/// The head of the table of latencies.
+const LATENCY: &str = "| contender | records/s | p50, ms | p99 | maximum |\n| --- | --- | --- | --- | --- |";
 
 struct Bench {
     brokers: String,
@@ -55,8 +55,8 @@ impl Contender {
     fn name(self) -> &'static str {
         match self {
             Self::Aefusion => "aefusion",
-            Self::Python => "Python, json",
-            Self::PythonOrjson => "Python, orjson",
+            Self::Python => "Python, `json`",
+            Self::PythonOrjson => "Python, `orjson`",
         }
     }
 }
@@ -77,13 +77,14 @@ fn main() {
     let (records, rounds) = (number("RECORDS", 6_000_000), number("ROUNDS", 3));
     bench.make_model();
     if let Ok(rate) = std::env::var("RATE") {
-        return bench.tell_latency(Contender::Aefusion, rate.parse().unwrap());
+        println!("{LATENCY}");
+        return bench.print_latency(Contender::Aefusion, rate.parse().unwrap());
     }
     let from = bench.topic("readings", &[]);
     bench.fill(&from, records);
-    println!("{records} JSON records of eight features, {PARTITIONS} partitions, {rounds} rounds\n");
+    eprintln!("{records} JSON records of eight features, {PARTITIONS} partitions, {rounds} rounds");
     let contenders = [Contender::Aefusion, Contender::Python, Contender::PythonOrjson];
-    // a broker that has just been started is slow
+    // a broker is slow just after its start
     for contender in contenders {
         bench.throughput(contender, &from, records);
     }
@@ -91,21 +92,27 @@ fn main() {
     for _ in 0..rounds {
         for (contender, rates) in contenders.iter().zip(&mut rates) {
             let rate = bench.throughput(*contender, &from, records);
-            println!("{:<16} {rate:>10.0} records/s", contender.name());
+            eprintln!("{:<16} {rate:>10.0} records/s", contender.name());
             rates.push(rate);
         }
     }
     let medians = rates.map(median);
     let [ours, json, orjson] = medians;
-    println!("\nratio of the medians: {:.2} with json, {:.2} with orjson\n", ours / json, ours / orjson);
+    println!("| contender | records/s | aefusion, times |\n| --- | --- | --- |\n| aefusion | {ours:.0} | |");
+    println!(
+        "| Python, `json` | {json:.0} | {:.2} |\n| Python, `orjson` | {orjson:.0} | {:.2} |\n",
+        ours / json,
+        ours / orjson
+    );
     bench.remove(&[&from]);
-    // All of them at half of what the slowest can, and then each at half of what it can: the higher a rate, the longer a
-    // broker was warmed for it.
+    // all contenders at half the throughput of the slowest one, then each at half of its own: low rates come first, while the
+    // broker still warms up
+    println!("{LATENCY}");
     let slowest = medians.into_iter().fold(f64::INFINITY, f64::min);
-    contenders.into_iter().for_each(|contender| bench.tell_latency(contender, slowest / 2.0));
+    contenders.into_iter().for_each(|contender| bench.print_latency(contender, slowest / 2.0));
     let mut own: Vec<_> = contenders.into_iter().zip(medians).filter(|(_, rate)| *rate > slowest).collect();
     own.sort_by(|(_, a), (_, b)| a.total_cmp(b));
-    own.into_iter().for_each(|(contender, rate)| bench.tell_latency(contender, rate / 2.0));
+    own.into_iter().for_each(|(contender, rate)| bench.print_latency(contender, rate / 2.0));
 }
 
 /// `"f0":-0.1234,…}`, from a generator that is the same everywhere.
@@ -155,7 +162,7 @@ impl Bench {
         topic
     }
 
-    /// Removes topics, so that their pages are not written to disk while something else is measured.
+    /// Removes topics. Otherwise the broker would write their pages to disk during the next measurement.
     fn remove(&self, topics: &[&str]) {
         let admin: AdminClient<_> = self.config().create().unwrap();
         let removed = futures::executor::block_on(admin.delete_topics(topics, &AdminOptions::new())).unwrap();
@@ -168,7 +175,7 @@ impl Bench {
         config.set("delivery.report.only.error", "true").create().unwrap()
     }
 
-    /// To the partition whose turn it is.
+    /// Sends a record to the partition whose turn it is.
     fn send(&self, producer: &BaseProducer, topic: &str, turn: usize, id: usize, sent: u64) {
         let value = format!("{{\"id\":{id},\"sent\":{sent},{}", self.values[id % VALUES]);
         let partition = i32::try_from(turn % usize::try_from(PARTITIONS).unwrap()).unwrap();
@@ -240,7 +247,7 @@ impl Bench {
         )
     }
 
-    /// Records a second, the start of the program and its end included.
+    /// Records per second. The time includes the start of the program and its end.
     fn throughput(&self, contender: Contender, from: &str, records: usize) -> f64 {
         let to = self.topic("errors", &[]);
         let start = Instant::now();
@@ -254,11 +261,11 @@ impl Bench {
         f64::from(u32::try_from(records).unwrap()) / took.as_secs_f64()
     }
 
-    /// Reads committed records of partitions from their beginning, to their end or until it is told to stop.
+    /// Reads committed records of partitions from their beginning, to their end or as long as `endless` holds.
     fn consume(&self, topic: &str, of: Range<i32>, endless: impl Fn() -> bool, mut f: impl FnMut(&[u8])) {
         let mut config = self.config();
         config.set("group.id", "bench").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
-        // librdkafka rests for a second once enough was read ahead
+        // the default of librdkafka pauses for a second when its queue is full
         config.set("fetch.queue.backoff.ms", "5");
         let consumer: BaseConsumer = config.set("isolation.level", "read_committed").create().unwrap();
         let mut list = TopicPartitionList::new();
@@ -275,15 +282,15 @@ impl Bench {
         }
     }
 
-    fn tell_latency(&self, contender: Contender, rate: f64) {
+    fn print_latency(&self, contender: Contender, rate: f64) {
         let [p50, p99, most] = self.latency(contender, rate);
         let name = contender.name();
-        println!("{name:<16} at {rate:>7.0} records/s: p50 {p50:.1} ms, p99 {p99:.1} ms, most {most:.1} ms");
+        println!("| {name} | {rate:.0} | {p50:.1} | {p99:.1} | {most:.1} |");
     }
 
     /// Median, 99th percentile and maximum of the milliseconds from a record to its visible result.
     ///
-    /// The results of one partition are read: a sample, so that reading takes little from what is measured.
+    /// Only results of one partition are read, because reading takes CPU time from what is measured.
     fn latency(&self, contender: Contender, rate: f64) -> [f64; 3] {
         let [from, to] = ["readings", "errors"].map(|name| self.topic(name, &KEPT));
         let mut running = self.start(contender, &from, &to, false);
@@ -313,7 +320,7 @@ impl Bench {
         drop(running.kill());
         drop(running.wait());
         self.remove(&[&from, &to]);
-        assert!(!results.is_empty(), "{} gave no result within {START:?}", contender.name());
+        assert!(!results.is_empty(), "{} wrote no result within {START:?}", contender.name());
         let last = results.iter().map(|(sent, _)| *sent).max().unwrap();
         let is_kept = |sent: u64| last - sent < u64::try_from(MEASURED.as_micros()).unwrap();
         let kept = results.into_iter().filter(|(sent, _)| is_kept(*sent));
