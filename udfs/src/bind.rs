@@ -1,4 +1,4 @@
-//! The analyzer rule that gives each call its model and, where it names no features, its columns.
+//! The analyzer rule that binds each call to its model and, if it has no features, to columns.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use datafusion::optimizer::AnalyzerRule;
 use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 
 use crate::functions::{ModelFunction, model_argument};
-use crate::model::Model;
 use crate::keep_names::keep_names;
+use crate::model::Model;
 use crate::suggest;
 
-/// Binds every call to the file that its model name means now, and a call without features to columns:
+/// Binds every call to the current file of its model name, and a call without features to columns:
 ///
 /// ```text
 /// Projection: ae_error('fraud')                Projection: ae_error('fraud', t.amount, t.age) AS ae_error('fraud')
 ///   TableScan: t                          =>     TableScan: t
 /// ```
 ///
-/// A plan that was bound keeps its files: later versions of a name do not change it.
+/// A bound plan keeps its files: later versions of a name do not change it.
 #[derive(Debug, Default)]
 pub struct BindModels;
 
@@ -40,13 +40,13 @@ impl AnalyzerRule for BindModels {
         if !has_calls {
             return Ok(plan);
         }
-        // for columns joined by USING both sides are in scope, and are the same
+        // both sides of a join by USING are in scope, and are equal
         let using = plan.using_columns()?;
-        // every node takes its schema anew, because types and names below may have changed
+        // every node recomputes its schema, because types and names below may have changed
         let bound = plan
             .transform_up_with_subqueries(|plan| bind_node(plan, &using)?.map_data(LogicalPlan::recompute_schema))?
             .data;
-        // and so may what was computed from them: `ae_reconstruct('m')['a'] - b` had the type of the model's own column
+        // so may the types above: `ae_reconstruct('m')['a'] - b` had the type of the column in the model
         TypeCoercion::new().analyze(bound, config)
     }
 
@@ -80,8 +80,8 @@ fn bind_node(plan: LogicalPlan, using: &[HashSet<Column>]) -> Result<Transformed
     })
 }
 
-/// `SELECT id FROM t ORDER BY ae_error('m')`: the features are not among the columns that are selected, so the error
-/// becomes a column until it was sorted by.
+/// Sorts by a call whose features are not selected, as in `SELECT id FROM t ORDER BY ae_error('m')`. The result of the
+/// call becomes a column for the sort:
 ///
 /// ```text
 /// Sort: ae_error('m')                 Projection: id
@@ -120,7 +120,7 @@ fn sort_below(
         .map(Some)
 }
 
-/// The columns that a call can take its features from.
+/// The columns that a call can bind its features to.
 struct Scope<'a> {
     schema: &'a DFSchema,
     using: &'a [HashSet<Column>],
@@ -164,7 +164,8 @@ impl Scope<'_> {
         let hint = match missing.as_slice() {
             [one] => suggest::hint(one, in_scope),
             _ if columns.is_empty() => {
-                "; give the features as arguments, or name the model's columns by the option input_cols".to_owned()
+                "; give the features as arguments, or name the columns of the model with the option input_cols"
+                    .to_owned()
             }
             _ => String::new(),
         };

@@ -1,4 +1,4 @@
-//! Waiting for asynchronous work where DataFusion's interfaces are synchronous (planning a function call).
+//! Waits for asynchronous work in synchronous interfaces of DataFusion, such as the planning of a function call.
 
 use std::future::Future;
 use std::sync::{OnceLock, mpsc};
@@ -7,10 +7,10 @@ use datafusion::common::internal_err;
 use datafusion::error::{DataFusionError, Result};
 use tokio::runtime::{Builder, Runtime};
 
-/// Runs `future` on a thread of ours and waits for it.
+/// Runs `future` on a thread of this module and waits for it.
 ///
-/// Works inside and outside of any runtime, which `Handle::block_on` does not. One runtime serves the whole process, so
-/// that an HTTP client's connections outlive the call.
+/// Unlike `Handle::block_on`, this works inside and outside of a runtime. One runtime serves the process: the
+/// connections of an HTTP client then outlive the call.
 pub(crate) fn wait<T: Send + 'static>(future: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     static RUNTIME: OnceLock<std::io::Result<Runtime>> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
@@ -22,7 +22,7 @@ pub(crate) fn wait<T: Send + 'static>(future: impl Future<Output = Result<T>> + 
     };
     let (send, receive) = mpsc::channel();
     drop(runtime.spawn(async move {
-        // nobody waits any more only if the waiting thread died
+        // sending fails only if the waiting thread ended
         drop(send.send(future.await));
     }));
     match receive.recv() {

@@ -1,4 +1,4 @@
-//! Columns as a model takes them: which types there are, and dates and timestamps as numbers.
+//! Columns as a model reads them: their types, and dates and timestamps as numbers.
 
 use std::sync::Arc;
 
@@ -8,29 +8,29 @@ use datafusion::arrow::datatypes::{DataType, Int64Type, TimeUnit};
 use datafusion::common::exec_err;
 use datafusion::error::Result;
 
-/// What a column is to a model.
+/// The kind of a column for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnKind {
-    /// Numbers, booleans (0 and 1), dates (days) and timestamps (seconds), both since 1970-01-01 UTC.
+    /// Numbers, booleans (0 and 1), dates (days since 1970-01-01) and timestamps (seconds since then, UTC).
     Number,
     /// Text.
     Text,
 }
 
 impl ColumnKind {
-    /// The kind of a type; none if a model cannot take it.
+    /// The kind of a type; none if no model reads it.
     pub fn of(data_type: &DataType) -> Option<Self> {
         match data_type {
             DataType::Dictionary(_, value) => Self::of(value),
             DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(Self::Text),
             DataType::Boolean | DataType::Null => Some(Self::Number),
-            other => (other.is_numeric() || unit(other).is_some()).then_some(Self::Number),
+            other => (other.is_numeric() || ticks(other).is_some()).then_some(Self::Number),
         }
     }
 }
 
-/// Ticks of a date in a day, of a timestamp in a second; none for other types.
-fn unit(data_type: &DataType) -> Option<f64> {
+/// Ticks a day for a date, ticks a second for a timestamp; none for other types.
+fn ticks(data_type: &DataType) -> Option<f64> {
     match data_type {
         DataType::Date32 => Some(1.0),
         DataType::Date64 => Some(86_400_000.0),
@@ -46,7 +46,7 @@ fn unit(data_type: &DataType) -> Option<f64> {
 pub(crate) fn is_temporal(data_type: &DataType) -> bool {
     match data_type {
         DataType::Dictionary(_, value) => is_temporal(value),
-        other => unit(other).is_some(),
+        other => ticks(other).is_some(),
     }
 }
 
@@ -54,38 +54,40 @@ pub(crate) fn is_temporal(data_type: &DataType) -> bool {
 /// 1970-01-01 UTC.
 ///
 /// # Errors
-/// An execution error if it holds something else.
+/// An execution error for any other type.
 pub fn to_numbers(array: &ArrayRef) -> Result<ArrayRef> {
     if let DataType::Dictionary(_, value) = array.data_type() {
         return to_numbers(&cast(array, value)?);
     }
-    let Some(unit) = unit(array.data_type()) else {
+    let Some(per_unit) = ticks(array.data_type()) else {
         if ColumnKind::of(array.data_type()) != Some(ColumnKind::Number) {
-            return exec_err!("numbers are needed, found {}", array.data_type());
+            return exec_err!("expected a column of numbers, found {}", array.data_type());
         }
         let options = CastOptions { safe: false, ..Default::default() };
         return Ok(cast_with_options(array, &DataType::Float64, &options)?);
     };
-    // Arrow casts dates by way of their own width of integers
+    // Arrow casts a date only to the integer of its own width
     let ticks = match array.data_type() {
         DataType::Date32 => cast(&cast(array, &DataType::Int32)?, &DataType::Int64)?,
         _ => cast(array, &DataType::Int64)?,
     };
-    let numbers: Float64Array = ticks.as_primitive::<Int64Type>().unary(|ticks| ticks as f64 / unit);
+    let numbers: Float64Array = ticks.as_primitive::<Int64Type>().unary(|tick| tick as f64 / per_unit);
     Ok(Arc::new(numbers))
 }
 
-/// Numbers as the date or timestamp that [`to_numbers`] reads as them, to the nearest tick; NaN is null.
+/// Numbers as dates or timestamps, to the nearest tick: the inverse of [`to_numbers`]. NaN becomes null.
 pub(crate) fn from_numbers(numbers: &Float64Array, to: &DataType) -> Result<ArrayRef> {
-    let Some(unit) = unit(to) else { return exec_err!("{to} is neither a date nor a timestamp") };
-    let rounded: Float64Array =
-        numbers.iter().map(|value| value.filter(|value| !value.is_nan()).map(|value| (value * unit).round())).collect();
+    let Some(per_unit) = ticks(to) else { return exec_err!("{to} is neither a date nor a timestamp") };
+    let rounded: Float64Array = numbers
+        .iter()
+        .map(|value| value.filter(|value| !value.is_nan()).map(|value| (value * per_unit).round()))
+        .collect();
     let ticks = cast(&rounded, &DataType::Int64)?;
     let narrow = if *to == DataType::Date32 { cast(&ticks, &DataType::Int32)? } else { ticks };
     Ok(cast(&narrow, to)?)
 }
 
-/// Dates and timestamps as numbers; everything else as it is.
+/// Dates and timestamps as numbers; other columns unchanged.
 pub(crate) fn temporal_as_numbers(array: &ArrayRef) -> Result<ArrayRef> {
     if is_temporal(array.data_type()) { to_numbers(array) } else { Ok(Arc::clone(array)) }
 }

@@ -87,15 +87,18 @@ extensions_options! {
     pub struct AeSettings {
         /// Model that a function without a model name uses. Default: empty, the only model of the store.
         pub default_model: String, default = String::new()
-        /// Rows of one run of a model, 0 to 1048576, rounded up to a multiple of 16. Default: 0, from the widths of the model.
+        /// Rows of one run of a model, 0 to 1048576, rounded up to a multiple of 16. Default: 0, from the widths of the
+        /// model.
         pub batch_rows: usize, default = 0
         /// Device that runs models. Default: cpu, the only device of this build; any other name fails.
         pub device: String, default = "cpu".to_owned()
         /// Largest model file that is read, bytes, 1 up. Default: 536870912 (512 MiB).
         pub max_model_bytes: u64, default = Limits::default().bytes
-        /// Whether calls on the same model and features share one run a row, true or false. Results are the same. Default: true.
+        /// Whether calls on the same model and features share one run a row, true or false. Results are the same.
+        /// Default: true.
         pub lift_calls: bool, default = true
-        /// Memory for the rows of a training, bytes, 16777216 up; more rows go to temporary files. Default: 536870912 (512 MiB).
+        /// Memory for the rows of a training, bytes, 16777216 up; more rows go to temporary files. Default: 536870912
+        /// (512 MiB).
         pub train_memory: usize, default = 512 << 20
     }
 }

@@ -33,7 +33,7 @@ use crate::matrix::{Form, Rows};
 use crate::model::catalog::Models;
 use crate::model::metadata::Feature;
 use crate::model::{Model, Start};
-use crate::score::{Scores, Request, score};
+use crate::score::{Request, Scores, score};
 use crate::sql::explain;
 
 pub(crate) use contributions::Contributions;
@@ -232,7 +232,8 @@ impl ModelFunction {
         let form = Form::of(fields);
         if form == Form::ByName {
             let error = plan_err!(
-                "columns are bound by name only if the session has the rule aefusion_udfs::BindModels; give the features as arguments"
+                "columns are bound by name only if the session has the rule aefusion_udfs::BindModels; give the \
+                 features as arguments"
             );
             return error.map_err(|e| self.explain(reference, e));
         }

@@ -1,4 +1,4 @@
-//! One run of a model for all calls of a query: the plan node `Infer`, and the rule that lifts calls into it.
+//! One run of a model for all calls of a query: the plan node `Infer`, and the rule that lifts calls into the node.
 //!
 //! ```text
 //! Projection: id, ae_encode('m', a, b), ae_error('m', a, b)      Projection: id, __ae_1.code AS …, __ae_1.error AS …
@@ -40,10 +40,10 @@ pub(crate) use planner::{can_plan, query_planner};
 #[cfg(feature = "proto")]
 pub use proto::InferCodec;
 
-/// The models that a plan runs, each once: those that its calls were bound to when it was made.
+/// The models that the calls of a plan are bound to, each once.
 ///
 /// # Errors
-/// An error if the plan cannot be walked through.
+/// An error if the plan cannot be traversed.
 pub fn models_of(plan: &LogicalPlan) -> Result<Vec<Arc<Model>>> {
     let mut models: Vec<Arc<Model>> = Vec::new();
     let mut add = |model: &Arc<Model>| {
@@ -70,19 +70,19 @@ pub fn models_of(plan: &LogicalPlan) -> Result<Vec<Arc<Model>>> {
     Ok(models)
 }
 
-/// What stands before every column of an `Infer` node.
+/// Prefix of the columns of `Infer` nodes.
 const PREFIX: &str = "__ae_";
 
-/// One column that a node adds: what a function gives.
+/// A column that a node adds: the result of a function.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     pub(crate) function: Arc<dyn Function>,
-    /// `__ae_1.error`: in a plan no two nodes have the same.
+    /// `__ae_1.error`; unique in a plan.
     pub(crate) name: String,
 }
 
 impl Output {
-    /// Of a node that is called `__ae_1`, say.
+    /// The output of a node, such as `__ae_1`.
     fn new(node: &str, function: &Arc<dyn Function>) -> Self {
         Self { name: format!("{node}.{}", function.output()), function: Arc::clone(function) }
     }
@@ -102,7 +102,7 @@ impl Hash for Output {
     }
 }
 
-/// What is run over rows, whatever the features are: a model, where its graph is entered, what is request of it.
+/// A run of a model without its features: the model, the start, the outputs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Job {
     pub(crate) model: Arc<Model>,
@@ -111,10 +111,10 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// The columns that it adds, for features of these types.
+    /// The columns that the run adds, for features of these types.
     ///
     /// # Errors
-    /// A planning error if the model cannot give an output.
+    /// A planning error if the model lacks an output.
     fn fields(&self, features: &[FieldRef]) -> Result<Vec<Field>> {
         let form = Form::of(features);
         let field = |output: &Output| {
@@ -124,10 +124,10 @@ impl Job {
         self.outputs.iter().map(field).collect()
     }
 
-    /// All that its outputs are made of.
+    /// What the model must compute for the outputs.
     ///
     /// # Errors
-    /// A planning error if the model lacks something.
+    /// A planning error if the model lacks an output.
     fn request(&self, form: &Form) -> Result<Request> {
         let add = |request: Request, output: &Output| Ok(request.and(&output.function.request(&self.model, form)?));
         self.outputs.iter().try_fold(Request::default(), add)

@@ -1,15 +1,15 @@
-//! Keeping the names of expressions that are rewritten, which the plan above knows them by.
+//! Keeps the names of rewritten expressions. The plan above refers to them by these names.
 
 use datafusion::error::Result;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, GroupingSet, LogicalPlan};
 
-/// Rewrites an expression of a node, which keeps its name.
+/// Rewrites an expression of a node and keeps its name.
 ///
-/// Of a grouping set the expressions inside have the names, not the set.
+/// In a grouping set, the expressions inside have names, not the set.
 ///
 /// # Errors
-/// What `rewrite` gives.
+/// The error of `rewrite`.
 pub(crate) fn keep_names(
     plan: &LogicalPlan,
     expr: Expr,

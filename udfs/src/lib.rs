@@ -1,6 +1,6 @@
 //! Autoencoders as SQL functions for Apache DataFusion, run by ONNX Runtime.
 //!
-//! An application registers the functions once:
+//! Register the functions once in an application:
 //!
 //! ```no_run
 //! use aefusion_udfs::model::{catalog::Models, store::ModelStore};
@@ -18,13 +18,13 @@
 //!
 //! | what | where |
 //! | --- | --- |
-//! | what a model file must hold | [`model::contract`] |
+//! | requirements of a model file | [`model::contract`] |
 //! | names and versions of models | [`model::store`], [`model::catalog`] |
-//! | finding ONNX Runtime | [`model::runtime`] |
+//! | search for ONNX Runtime | [`model::runtime`] |
 //! | statements (`CREATE MODEL` …) | [`sql`] |
 //! | one run of a model for all calls of a query | [`infer`] |
 //! | settings (`SET ae.…`) | [`config`] |
-//! | which columns a model takes, dates as numbers | [`columns`] |
+//! | columns as a model reads them | [`columns`] |
 //! | options whose values have names | [`choice`] |
 
 mod bind;
@@ -66,13 +66,13 @@ use tables::{FeatureTable, ModelTable, TrainingTable};
 #[doc(hidden)]
 pub use temporary::temporary_file;
 
-/// The scalar functions (`ae_encode` …) over some models.
+/// The scalar functions (`ae_encode` …) over the models of a session.
 pub fn scalar_functions(models: &Models, options: &AeOptions) -> Vec<Arc<ScalarUDF>> {
     let udf = |function| Arc::new(ModelFunction::new(function, models.clone(), options.clone()).into_udf());
     functions::all().into_iter().map(udf).collect()
 }
 
-/// The table functions (`ae_models` …) over some models.
+/// The table functions (`ae_models` …) over the models of a session.
 pub fn table_functions(models: &Models) -> Vec<Arc<TableFunction>> {
     vec![
         Arc::new(TableFunction::new("ae_models".to_owned(), Arc::new(ModelTable(models.clone())))),
@@ -81,8 +81,10 @@ pub fn table_functions(models: &Models) -> Vec<Arc<TableFunction>> {
     ]
 }
 
-/// Adds everything to a session that exists already: functions, table functions, settings, the rules that bind columns
-/// by name and that share runs of a model, `CREATE FUNCTION … LANGUAGE ONNX`.
+/// Adds autoencoders to an existing session: functions, table functions, settings and
+/// `CREATE FUNCTION … LANGUAGE ONNX`.
+///
+/// Also adds two rules: one binds columns by name, the other shares the runs of a model.
 ///
 /// # Errors
 /// An error if the session's functions cannot be changed.
@@ -111,9 +113,10 @@ pub fn register_all(session: &SessionContext, models: Models) -> Result<()> {
     Ok(())
 }
 
-/// Without it everything works, and the model runs once a call instead of once a row.
-const CUSTOM_PLANNER: &str = "the session has a query planner of its own: calls are not lifted into shared runs of their model; add \
-                           aefusion_udfs::infer::InferPlanner to that planner, and the rule LiftCalls to the session";
+/// Without lifted calls, a model runs once for each call instead of once for each row. Results are the same.
+const CUSTOM_PLANNER: &str = "the session has a custom query planner: calls are not lifted into shared runs of their \
+                              model; add aefusion_udfs::infer::InferPlanner to the planner, and the rule LiftCalls to \
+                              the session";
 
 fn with_lifted_calls(builder: SessionStateBuilder) -> SessionStateBuilder {
     builder
@@ -122,9 +125,9 @@ fn with_lifted_calls(builder: SessionStateBuilder) -> SessionStateBuilder {
         .with_query_planner(infer::query_planner())
 }
 
-/// Autoencoders for a session that is being built.
+/// Adds autoencoders to the builder of a session.
 pub trait SessionStateBuilderExt {
-    /// Adds everything that [`register_all`] adds.
+    /// Adds the same as [`register_all`].
     #[must_use]
     fn with_autoencoders(self, models: Models) -> Self;
 }

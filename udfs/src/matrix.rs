@@ -1,4 +1,4 @@
-//! Arguments of a function call as rows of features, and blocks of those rows as row-major tensors.
+//! Arguments of a call as rows of features, and blocks of rows as row-major tensors.
 
 mod cells;
 
@@ -22,16 +22,16 @@ use crate::model::runtime::Element;
 use crate::suggest;
 pub(crate) use cells::{Block, Cells, split_columns};
 
-/// How the features were given, as a plan sees it.
+/// The form of the features in a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Not at all: columns are to be found by name.
+    /// No arguments: columns are bound by name.
     ByName,
     /// One list of numbers.
     List(DataType),
     /// One struct, by field name.
     Struct(Fields),
-    /// One column each, in the model's order.
+    /// One column for each feature, in the order of the model.
     Columns(Vec<FieldRef>),
 }
 
@@ -51,7 +51,7 @@ impl Form {
         }
     }
 
-    /// The type of each feature; none where the form does not say it.
+    /// The type of each feature; none if the form does not give it.
     pub(crate) fn data_types(&self, features: &[Feature]) -> Vec<Option<DataType>> {
         match self {
             Self::ByName => features.iter().map(Feature::data_type).collect(),
@@ -64,10 +64,10 @@ impl Form {
         }
     }
 
-    /// Whether these arguments fit the model's features.
+    /// Checks that the arguments fit the features of the model.
     ///
     /// # Errors
-    /// A planning error that says which number or type of features was expected and found.
+    /// A planning error with the expected and the found number or type of features.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
         let contract = model.contract();
         let expected = contract.features.len();
@@ -98,8 +98,8 @@ impl Form {
                 if fields.len() != expected && fields.first().is_some_and(|field| field.data_type().is_string()) =>
             {
                 return plan_err!(
-                    "needs {expected} features (model {model}), found {}, the first of them text; a model is named by a \
-                     plain string such as 'fraud'",
+                    "needs {expected} features (model {model}), found {}, the first of them text; name a model with a \
+                     literal string such as 'fraud'",
                     fields.len()
                 );
             }
@@ -142,25 +142,26 @@ fn fits(data_type: &DataType, element: Element) -> bool {
     }
 }
 
-/// Rows of features, as they came.
+/// Rows of features, in their source types.
 #[derive(Debug, Clone)]
 pub(crate) struct Rows {
     n: usize,
     arrays: FeatureArrays,
-    /// Rows that are null as a whole: a null list or struct.
+    /// Rows that are a null list or a null struct.
     nulls: Option<NullBuffer>,
 }
 
+/// The memory layout of features.
 #[derive(Debug, Clone)]
 enum FeatureArrays {
-    /// All numbers of a row stand together.
+    /// Row after row in one array.
     Packed(ArrayRef),
-    /// One array a feature.
+    /// One array for each feature.
     Columns(Vec<ArrayRef>),
 }
 
 impl Rows {
-    /// Takes the arguments of a call that passed [`Form::check`].
+    /// Rows from the arguments of a call that passed [`Form::check`].
     ///
     /// # Errors
     /// An execution error if a list does not have one number for each feature.
@@ -212,7 +213,7 @@ impl Rows {
         let values = if is_packed {
             rows.values().slice(first, last - first)
         } else {
-            // null rows take up another space than the others: put nulls in their place
+            // null rows may have another length than the others: replace them by `width` nulls
             let indices: UInt64Array = (0..rows.len() * width)
                 .map(|i| rows.is_valid(i / width).then(|| (offsets[i / width].as_usize() + i % width) as u64))
                 .collect();
@@ -221,7 +222,7 @@ impl Rows {
         Ok(Self { n: rows.len(), arrays: FeatureArrays::Packed(values), nulls: rows.nulls().cloned() })
     }
 
-    /// Rows of zeros, or of empty strings, of the model's own types.
+    /// Rows of zeros, or of empty strings for string inputs.
     pub(crate) fn zeros(contract: &Contract, n: usize) -> Result<Self> {
         let zero = |element: Element| -> Result<ArrayRef> {
             let strings: ArrayRef = Arc::new(datafusion::arrow::array::StringArray::from(vec![""; n]));
@@ -238,7 +239,7 @@ impl Rows {
         self.n
     }
 
-    /// Rows that give a result; none: all of them.
+    /// Rows with a result; none if all have one.
     pub(crate) fn valid(&self, policy: NullPolicy, width: usize) -> Option<NullBuffer> {
         if policy == NullPolicy::Impute {
             return self.nulls.clone();
@@ -258,7 +259,7 @@ impl Rows {
         }
     }
 
-    /// Whether feature `index` of every row is given; none: it always is.
+    /// Rows with a value of the feature `index`; none if all have one.
     pub(crate) fn feature_nulls(&self, index: usize, width: usize) -> Option<NullBuffer> {
         match &self.arrays {
             FeatureArrays::Columns(columns) => columns[index].logical_nulls(),
@@ -282,9 +283,9 @@ impl Rows {
         }
     }
 
-    /// The features that an input tensor holds, in its element type.
+    /// The features of an input tensor, in its element type.
     ///
-    /// `first` is the tensor's first feature, `width` the number of features of the model.
+    /// `first` is the first feature of the tensor, `width` the number of features of the model.
     ///
     /// # Errors
     /// An execution error if a value does not fit that type.
@@ -303,14 +304,14 @@ impl Rows {
         Cells::columns(&columns, input.element, policy)
     }
 
-    /// All features as `f64`, whatever the inputs of the graph are.
+    /// All features as `f64`, for any inputs of the graph.
     pub(crate) fn numbers(&self, width: usize, policy: NullPolicy) -> Result<Cells> {
         let all = TensorSpec { name: String::new(), element: Element::Float64, rows_per_row: 1, shape: vec![width] };
         self.cells(&all, 0, width, policy)
     }
 }
 
-/// Casts to an exact type; what does not fit is an error, not a null.
+/// Casts an array. A value that does not fit is an error, not a null.
 pub(crate) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     if array.data_type() == to {
         return Ok(Arc::clone(array));
@@ -322,7 +323,7 @@ pub(crate) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     })
 }
 
-/// A list column of `width` numbers a row.
+/// A column of lists of `width` numbers.
 pub(crate) fn list_array(values: ArrayRef, width: usize, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
     let DataType::FixedSizeList(item, size) = list_type(width) else { return exec_err!("not a list") };
     Ok(Arc::new(datafusion::arrow::array::FixedSizeListArray::try_new(item, size, values, nulls)?))

@@ -26,7 +26,7 @@ use contract::{Contract, PROBE_ROWS, TensorSpec};
 use metadata::{Metadata, Role};
 pub use onnx::Limits;
 use onnx::proto::ModelProto;
-use onnx::{Cut, DECODER_PREFIX, cut, declare, encode, merge, parse, computed_tensors};
+use onnx::{Cut, DECODER_PREFIX, computed_tensors, cut, declare, encode, merge, parse};
 use pool::Pool;
 use store::ModelName;
 pub use trial::Trial;

@@ -1,12 +1,12 @@
-//! Conversions of numbers that may lose something, in one place. Each says what happens to values that do not fit.
+//! Lossy conversions of numbers. Each documents what happens to values that do not fit.
 
-#![allow(clippy::cast_possible_truncation, reason = "this is the one file for it")]
+#![allow(clippy::cast_possible_truncation, reason = "only this file may do it")]
 
 use half::f16;
 
-/// What a tensor or a column can hold, as `f32`.
+/// Numbers of a tensor or a column that convert to `f32`.
 pub(crate) trait ToF32: Copy {
-    /// The nearest `f32`; infinite where it does not fit.
+    /// The nearest `f32`; infinity if it does not fit.
     fn to_f32(self) -> f32;
 }
 
@@ -31,40 +31,40 @@ impl ToF32 for bool {
     }
 }
 
-/// Exact up to 2^53, else the nearest.
+/// The nearest `f64`; exact up to 2^53.
 pub(crate) fn f64_from_usize(value: usize) -> f64 {
     value as f64
 }
 
-/// Dimensions as ONNX Runtime wants them; a size of memory always fits.
+/// A dimension for ONNX Runtime. Sizes in memory always fit.
 pub(crate) fn dim(value: usize) -> i64 {
     value as i64
 }
 
-/// Sizes as Arrow wants them; saturates, which Arrow then refuses.
+/// A list size for Arrow. Saturates; Arrow then refuses the size.
 pub(crate) fn list_size(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 
-/// A number that is whole and not negative; none for others.
+/// A whole number from 0 up; none for any other number.
 pub(crate) fn whole(value: f64) -> Option<u64> {
     #[allow(clippy::cast_sign_loss, reason = "checked")]
     (value >= 0.0 && value.fract() == 0.0 && value < 1.8e19).then_some(value as u64)
 }
 
-/// A count that a file tells; at most `usize::MAX`.
+/// A count from a file; at most `usize::MAX`.
 pub(crate) fn to_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-/// The nearest `f32`; infinite where it does not fit.
+/// The nearest `f32`; infinity if it does not fit.
 pub fn to_f32(value: f64) -> f32 {
     value as f32
 }
 
-/// The nearest whole number; 0 for a negative one, the largest for one that does not fit.
+/// The nearest whole number; 0 for negative numbers, `usize::MAX` for numbers that do not fit.
 pub fn rounded(value: f64) -> usize {
-    #[allow(clippy::cast_sign_loss, reason = "negative ones are 0")]
+    #[allow(clippy::cast_sign_loss, reason = "negative numbers become 0")]
     let whole = value.round() as usize;
     whole
 }

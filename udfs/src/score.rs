@@ -15,7 +15,7 @@ use datafusion::error::Result;
 use crate::matrix::{Cells, Rows};
 use crate::model::contract::{Contract, TensorSpec};
 use crate::model::metadata::{NullPolicy, Role};
-use crate::model::pool::{PooledWorker, Pool};
+use crate::model::pool::{Pool, PooledWorker};
 use crate::model::runtime::{Input, Output, Session};
 use crate::model::{Model, ROW_MULTIPLE, Start};
 use measure::{Floats, Measure};
@@ -152,7 +152,8 @@ fn verify_impute(model: &Model) -> Result<()> {
         let values = scores.matrix(role)?.to_f32();
         if values.as_primitive::<Float32Type>().values().iter().any(|value| value.is_nan()) {
             return plan_err!(
-                "null_policy is impute, but the graph does not fill in missing features: the {role} of a row of NaN is NaN"
+                "null_policy is impute, but the graph does not fill in missing features: the {role} of a row of NaN is \
+                 NaN"
             );
         }
     }
@@ -186,7 +187,7 @@ impl Fetched<'_> {
 /// The tensors that the error compares: the original, if the graph computes it, and the reconstruction.
 type Compared<'a> = (Option<&'a TensorSpec>, &'a TensorSpec);
 
-/// The tensors that a request needs, each once, and the two that the error compares.
+/// The tensors of a request, each once, and the two that the error compares.
 ///
 /// # Errors
 /// A planning error if the model lacks one.
@@ -223,8 +224,11 @@ impl<'a> Scoring<'a> {
         let block_rows = model.block_rows(block_rows).min(padded_n.max(1));
         let (tensors, compared) = tensors(contract, request)?;
         let index = |tensor: &TensorSpec| tensors.iter().position(|other| *other == tensor).unwrap_or_default();
-        let kept =
-            request.roles.iter().map(|role| Ok((*role, index(contract.require(*role)?)))).collect::<Result<Vec<_>>>()?;
+        let kept = request
+            .roles
+            .iter()
+            .map(|role| Ok((*role, index(contract.require(*role)?))))
+            .collect::<Result<Vec<_>>>()?;
         let measure = match compared {
             Some((from, to)) => {
                 Some(Measure::new(contract, rows, from.map(index), index(to), request.error, request.parts)?)

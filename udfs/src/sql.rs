@@ -1,4 +1,4 @@
-//! The statements about models, beside those of DataFusion.
+//! The statements about models, in addition to those of DataFusion.
 
 mod factory;
 mod handler;
@@ -21,18 +21,18 @@ pub use options::{OptionValue, Options};
 pub use parser::parse;
 pub use trainer::{Trainer, TrainerHandle, TrainingJob};
 
-/// A statement of DataFusion, or one about models.
+/// A statement of DataFusion or about models.
 #[derive(Debug, Clone)]
 pub enum Statement {
-    /// One of DataFusion's own.
+    /// A statement of DataFusion.
     DataFusion(Box<DataFusionStatement>),
     /// `CREATE [OR REPLACE] MODEL [IF NOT EXISTS] name [OPTIONS (…)] [AS query]`
     CreateModel(CreateModel),
     /// `DROP MODEL [IF EXISTS] name[@version]`
     DropModel {
-        /// What is dropped: a model with all its versions, or one version.
+        /// The model, with all its versions, or one version.
         model: ModelRef,
-        /// Whether it may be missing.
+        /// Whether the model may be missing.
         if_exists: bool,
     },
     /// `SHOW MODELS`
@@ -41,16 +41,16 @@ pub enum Statement {
     DescribeModel(ModelRef),
     /// `ALTER MODEL name SET OPTIONS (…)`
     AlterModel {
-        /// The model; its next version is written.
+        /// The model. The statement writes its next version.
         model: ModelRef,
-        /// What changes.
+        /// The options to change.
         options: Options,
     },
     /// `EXPORT MODEL name[@version] TO 'path or URL'`
     ExportModel {
         /// The model.
         model: ModelRef,
-        /// Where its file goes.
+        /// Path or URL of the copy.
         to: String,
     },
 }
@@ -58,22 +58,22 @@ pub enum Statement {
 /// `CREATE MODEL`.
 #[derive(Debug, Clone)]
 pub struct CreateModel {
-    /// The name; without a version.
+    /// The name, without a version.
     pub model: ModelRef,
-    /// Whether the name may be in use, and then gets its next version.
+    /// Whether the statement may write the next version of an existing name.
     pub or_replace: bool,
-    /// Whether nothing is done if the name is in use.
+    /// Whether the statement does nothing if the name exists.
     pub if_not_exists: bool,
-    /// What `OPTIONS (…)` says.
+    /// The options in `OPTIONS (…)`.
     pub options: Options,
     /// The query after `AS`.
     pub query: Option<Box<Query>>,
 }
 
-/// [`SessionContext::sql`], with the statements about models.
+/// [`SessionContext::sql`] with the statements about models.
 ///
-/// Pass only text that you trust. For other text, use DataFusion's own method with options that refuse all statements but
-/// queries:
+/// Pass only text that you trust. For other text, use DataFusion's own method with options that refuse all statements
+/// but queries:
 ///
 /// ```
 /// # use datafusion::prelude::{SQLOptions, SessionContext};
@@ -88,7 +88,7 @@ pub trait SessionContextExt {
     /// Runs one statement of any kind.
     ///
     /// # Errors
-    /// What [`SessionContext::sql`] gives, and planning errors of the statements about models.
+    /// The errors of [`SessionContext::sql`], and planning errors of the statements about models.
     async fn ae_sql(&self, sql: &str) -> Result<DataFrame>;
 }
 
@@ -100,7 +100,9 @@ impl SessionContextExt for SessionContext {
             (Some(statement), true) => execute(self, statement).await,
             (None, _) => datafusion::common::plan_err!("no statement was given"),
             _ => {
-                datafusion::common::plan_err!("one statement at a time; aefusion_udfs::sql::parse takes several apart")
+                datafusion::common::plan_err!(
+                    "expected one statement, found several; split them with aefusion_udfs::sql::parse"
+                )
             }
         }
     }

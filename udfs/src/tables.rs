@@ -1,4 +1,4 @@
-//! Table functions: what models there are and what they take.
+//! Table functions: models, their features, their training.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use crate::model::store::ModelRef;
 use crate::model::{Limits, Model};
 use crate::sql::explain;
 
-/// `ae_models()`: one row a model and version.
+/// `ae_models()`: one row for each model and version.
 #[derive(Debug)]
 pub(crate) struct ModelTable(pub(crate) Models);
 
-/// `ae_features('model')`: one row an input of a model.
+/// `ae_features('model')`: one row for each feature of a model.
 #[derive(Debug)]
 pub(crate) struct FeatureTable(pub(crate) Models);
 
-/// `ae_training('model')`: one row an epoch of a model's training.
+/// `ae_training('model')`: one row for each epoch of the training of a model.
 #[derive(Debug)]
 pub(crate) struct TrainingTable(pub(crate) Models);
 
@@ -45,7 +45,7 @@ impl TableFunctionImpl for ModelTable {
     }
 }
 
-/// One row a model and version. A file that cannot be loaded is listed too, and the column `problem` says why.
+/// One row for each model and version. If a file cannot be loaded, the column `problem` has the reason.
 pub(crate) async fn model_rows(models: &Models, limits: &Limits) -> Result<RecordBatch> {
     let listed = models.list().await?;
     let mut loaded = Vec::new();
@@ -93,8 +93,8 @@ fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?)
 }
 
-/// A table about a model. Its schema names the model: DataFusion takes two scans for one if they have the same function
-/// and schema, and would give two sub-queries about two models the rows of one.
+/// A table about a model. Its schema names the model, because DataFusion merges two scans with the same function and
+/// schema. Without the name, two sub-queries about two models would read the rows of one.
 fn table_of(model: &Model, columns: Vec<(&str, ArrayRef)>) -> Result<Arc<dyn TableProvider>> {
     let batch = batch(columns)?;
     let about = HashMap::from([("aefusion.model".to_owned(), format!("{model} {}", model.sha256_hex()))]);
@@ -103,7 +103,7 @@ fn table_of(model: &Model, columns: Vec<(&str, ArrayRef)>) -> Result<Arc<dyn Tab
     Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
 }
 
-/// The model that a table function is called with.
+/// The model in the argument of a table function.
 fn model_of(function: &str, models: &Models, args: &TableFunctionArgs<'_, '_>) -> Result<Arc<Model>> {
     let reference = match args.exprs() {
         [] => None,
@@ -152,7 +152,7 @@ impl TableFunctionImpl for TrainingTable {
         let model = model_of("ae_training", &self.0, &args)?;
         let epochs = match &model.metadata().training {
             Some(training) => training.history.as_slice(),
-            None => return plan_err!("ae_training('{model}'): the file does not tell how the model was trained"),
+            None => return plan_err!("ae_training('{model}'): the file has no record of a training"),
         };
         let columns: Vec<(&str, ArrayRef)> = vec![
             ("stage", Arc::new(StringArray::from_iter_values(epochs.iter().map(|epoch| epoch.stage.as_str())))),

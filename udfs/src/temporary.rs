@@ -1,14 +1,15 @@
-//! Files that get their name once they are whole.
+//! Files that get their name when they are complete.
 
 use std::io;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-/// A file in a folder that all may read, as any new file; it is removed when it is dropped and has not got a name.
+/// A temporary file in a folder, readable by all like any new file. It is removed if it is dropped before it gets a
+/// name.
 ///
 /// # Errors
-/// If it cannot be made.
+/// An error if the file cannot be created.
 pub fn temporary_file(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]

@@ -26,9 +26,9 @@ static SPEC: Spec = Spec {
     output: "contributions",
     shown_type: || list_of(entry(DataType::Float64)),
     documentation: LazyLock::new(|| {
-        let description = "The contribution of each feature to the reconstruction error of a row, largest first: a list of structs \
-                           of feature, value, expected (the reconstruction), error and share. The errors sum to ae_error (for \
-                           the metric rmse, to its square). The shares sum to 1.";
+        let description = "The contribution of each feature to the reconstruction error of a row, largest first: a \
+                           list of structs of feature, value, expected (the reconstruction), error and share. The \
+                           errors sum to ae_error (for the metric rmse, to its square). The shares sum to 1.";
         over_features("ae_contributions", description)
             .with_sql_example("SELECT id, ae_contributions('pumps')[1]['feature'] FROM readings")
             .with_related_udf("ae_error")
@@ -40,8 +40,8 @@ static SPEC: Spec = Spec {
 #[derive(Debug)]
 pub(crate) struct Contributions;
 
-/// `List<Struct<feature, value, expected, error, share>>`. `value` and `expected` are numbers, or text if the model also
-/// reads strings.
+/// `List<Struct<feature, value, expected, error, share>>`. `value` and `expected` are numbers, or text if the model
+/// also reads strings.
 fn list_of(entry: Fields) -> DataType {
     DataType::List(Arc::new(Field::new_list_field(DataType::Struct(entry), true)))
 }

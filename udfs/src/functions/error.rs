@@ -17,9 +17,9 @@ static SPEC: Spec = Spec {
     output: "error",
     shown_type: || DataType::Float64,
     documentation: LazyLock::new(|| {
-        let description = "The reconstruction error of each row, Float64: the mean squared difference between input and \
-                           reconstruction over the features, or the error_metric of the model. The difference is taken in \
-                           the scaled space if the model has one.";
+        let description = "The reconstruction error of each row, Float64: the mean squared difference between input \
+                           and reconstruction over the features, or the error_metric of the model. The difference is \
+                           taken in the scaled space if the model has one.";
         over_features("ae_error", description)
             .with_sql_example("SELECT * FROM payments WHERE ae_error('fraud') > 0.5")
             .with_related_udf("ae_contributions")

@@ -19,8 +19,8 @@ static SPEC: Spec = Spec {
     output: "is_anomaly",
     shown_type: || DataType::Boolean,
     documentation: LazyLock::new(|| {
-        let description = "Whether each row is an anomaly, Boolean: its p-value is at most the contamination of the model. The \
-                           contamination is the expected share of anomalies.";
+        let description = "Whether each row is an anomaly, Boolean: its p-value is at most the contamination of the \
+                           model. The contamination is the expected share of anomalies.";
         over_features("ae_is_anomaly", description)
             .with_sql_example("SELECT * FROM payments WHERE ae_is_anomaly('fraud')")
             .with_related_udf("ae_pvalue")
@@ -58,8 +58,8 @@ fn contamination(model: &Model) -> Result<f64> {
     match model.contract().contamination {
         Some(share) => Ok(share),
         None => plan_err!(
-            "model {model} has no contamination, the expected share of anomalies; set it with ALTER MODEL {} SET OPTIONS \
-             (contamination = 0.01)",
+            "model {model} has no contamination, the expected share of anomalies; set it with ALTER MODEL {} SET \
+             OPTIONS (contamination = 0.01)",
             model.name()
         ),
     }

@@ -21,8 +21,8 @@ static SPEC: Spec = Spec {
     output: "label",
     shown_type: || DataType::Utf8,
     documentation: LazyLock::new(|| {
-        let description = "The most probable label of each row, by a classifier. It has the type of the labels in the training. A \
-                           model of another program gives the number of the class, from 0.";
+        let description = "The most probable label of each row, by a classifier. It has the type of the labels in the \
+                           training. A model of another program gives the number of the class, from 0.";
         over_features("ae_predict", description)
             .with_sql_example("SELECT id, ae_predict('digit') FROM scans")
             .with_related_udf("ae_predict_proba")

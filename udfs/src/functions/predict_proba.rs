@@ -21,8 +21,9 @@ static SPEC: Spec = Spec {
     output: "probabilities",
     shown_type: || list_of(DataType::Utf8),
     documentation: LazyLock::new(|| {
-        let description = "The probability of each label for a row, by a classifier: a list of structs of label and probability, \
-                           most probable first. The probabilities are the softmax of the logits and sum to 1.";
+        let description = "The probability of each label for a row, by a classifier: a list of structs of label and \
+                           probability, most probable first. The probabilities are the softmax of the logits and sum \
+                           to 1.";
         over_features("ae_predict_proba", description)
             .with_sql_example("SELECT id, ae_predict_proba('digit')[1]['probability'] FROM scans")
             .with_related_udf("ae_predict")

@@ -24,8 +24,9 @@ static SPEC: Spec = Spec {
     output: "reconstruction",
     shown_type: || DataType::new_list(DataType::Float32, true),
     documentation: LazyLock::new(|| {
-        let description = "The reconstruction of each row, in the units of the input. A list gives a list of Float32. Columns or a \
-                           struct give a struct with the names of the features and the types of the columns.";
+        let description = "The reconstruction of each row, in the units of the input. A list gives a list of Float32. \
+                           Columns or a struct give a struct with the names of the features and the types of the \
+                           columns.";
         over_features("ae_reconstruct", description)
             .with_sql_example("SELECT id, r['flow'] FROM (SELECT id, ae_reconstruct('pumps') AS r FROM readings)")
             .with_alternative_syntax("ae_denoise(['model'] [, features])")
@@ -79,10 +80,7 @@ pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType
         };
         match is_held {
             true => Ok(Field::new(&feature.name, data_type, true)),
-            false => plan_err!(
-                "feature \"{}\" is {data_type}, but model {model} reconstructs numbers",
-                feature.name
-            ),
+            false => plan_err!("feature \"{}\" is {data_type}, but model {model} reconstructs numbers", feature.name),
         }
     };
     let fields =

@@ -19,8 +19,8 @@ static SPEC: Spec = Spec {
     output: "run",
     shown_type: || DataType::Struct(Fields::from(vec![Field::new("error", DataType::Float64, true)])),
     documentation: LazyLock::new(|| {
-        let description = "All outputs of the model for a row, as a struct: code, reconstruction, scaled, scaled_reconstruction and \
-                           logits (those that the model has), and the error.";
+        let description = "All outputs of the model for a row, as a struct: code, reconstruction, scaled, \
+                           scaled_reconstruction and logits (those that the model has), and the error.";
         over_features("ae_run", description)
             .with_sql_example("SELECT id, r['code'], r['error'] FROM (SELECT id, ae_run('pumps') AS r FROM readings)")
             .build()

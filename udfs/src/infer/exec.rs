@@ -1,4 +1,4 @@
-//! The physical node.
+//! The physical plan node `InferExec`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,10 +37,10 @@ use super::Job;
 use super::observe::{ObserverHandle, Scored};
 use crate::functions::BatchCall;
 use crate::matrix::{Form, Rows};
-use crate::score::{Meter, Scores, Scoring, Request};
+use crate::score::{Meter, Request, Scores, Scoring};
 use crate::sql::explain;
 
-/// Runs a model over each batch of its input, and adds what it gives as columns.
+/// Runs a model over each batch of its input, and adds the outputs as columns.
 #[derive(Debug, Clone)]
 pub(crate) struct InferExec {
     input: Arc<dyn ExecutionPlan>,
@@ -48,7 +48,7 @@ pub(crate) struct InferExec {
     job: Job,
     request: Request,
     form: Form,
-    /// Rows of a block, where the session said it.
+    /// Rows of a block, if the session sets them.
     block_rows: Option<usize>,
     schema: SchemaRef,
     properties: Arc<PlanProperties>,
@@ -56,6 +56,8 @@ pub(crate) struct InferExec {
 }
 
 impl InferExec {
+    /// A node over an input.
+    ///
     /// # Errors
     /// A planning error if the model does not take these features.
     pub(crate) fn try_new(
@@ -96,7 +98,7 @@ impl InferExec {
     }
 }
 
-/// What holds of the input's columns holds of them here: they come first, in their order.
+/// The properties of the input also hold here: its columns come first, in the same order.
 fn properties(input: &Arc<dyn ExecutionPlan>, schema: &SchemaRef) -> Result<Arc<PlanProperties>> {
     let indices: Vec<usize> = (0..input.schema().fields().len()).collect();
     let mapping = ProjectionMapping::from_indices(&indices, &input.schema())?;
@@ -206,7 +208,7 @@ impl ExecutionPlan for InferExec {
         vec![ChildStats::At(partition)]
     }
 
-    /// Those of the input; nothing is known of what the model gives.
+    /// The statistics of the input. Those of the outputs are unknown.
     fn statistics_from_inputs(&self, input_stats: &[Arc<Statistics>], _: &StatisticsArgs) -> Result<Arc<Statistics>> {
         let [input] = input_stats else { return internal_err!("InferExec has one input") };
         let mut statistics = input.as_ref().clone();
@@ -223,7 +225,7 @@ impl ExecutionPlan for InferExec {
         CardinalityEffect::Equal
     }
 
-    /// Filters on the input's columns pass.
+    /// Passes on filters over columns of the input.
     fn gather_filters_for_pushdown(
         &self,
         _: FilterPushdownPhase,
@@ -242,7 +244,7 @@ impl ExecutionPlan for InferExec {
         Ok(FilterPushdownPropagation::if_all(child_pushdown_result))
     }
 
-    /// An order by the input's columns passes.
+    /// Passes on an order by columns of the input.
     fn try_pushdown_sort(&self, order: &[PhysicalSortExpr]) -> Result<SortOrderPushdownResult<Arc<dyn ExecutionPlan>>> {
         let n_input = self.input.schema().fields().len();
         let is_below = |key: &PhysicalSortExpr| {
@@ -257,7 +259,7 @@ impl ExecutionPlan for InferExec {
     }
 }
 
-/// What `EXPLAIN ANALYZE` shows.
+/// The metrics that `EXPLAIN ANALYZE` shows.
 #[derive(Debug)]
 struct Metrics {
     baseline: BaselineMetrics,
@@ -297,7 +299,7 @@ impl Metrics {
     }
 }
 
-/// One partition that is running.
+/// A partition during its execution.
 struct Partition {
     exec: Arc<InferExec>,
     metrics: Metrics,
@@ -305,13 +307,14 @@ struct Partition {
     observer: Option<Arc<ObserverHandle>>,
     input: SendableRecordBatchStream,
     is_first: bool,
-    /// What is left of the first batch.
+    /// The rows of the first batch after its first block.
     rest: Option<RecordBatch>,
 }
 
 impl Partition {
-    /// The next batch of the input with its outputs. Of the first batch the first block comes alone, so that a LIMIT that
-    /// is soon met has run one block.
+    /// The next batch of the input with its outputs.
+    ///
+    /// The first block of the first batch is returned alone: a small LIMIT then runs only one block.
     async fn next(&mut self) -> Result<Option<RecordBatch>> {
         let batch = match self.rest.take() {
             Some(rest) => rest,
@@ -357,7 +360,7 @@ impl Partition {
         Ok(RecordBatch::try_new(Arc::clone(&exec.schema), columns)?.record_output(&self.metrics.baseline))
     }
 
-    /// Runs block after block, and tells how long ONNX Runtime took; between two of them a query that was cancelled stops.
+    /// Runs all blocks, and returns the time in ONNX Runtime too. A cancelled query stops between two blocks.
     async fn run(&mut self, rows: &Rows) -> Result<(Scores, Duration)> {
         let job = &self.exec.job;
         let mut scoring = Scoring::new(&job.model, job.start, rows, &self.exec.request, self.exec.block_rows)?;

@@ -21,13 +21,13 @@ use crate::keep_names::keep_names;
 
 /// Lifts the calls of `ae_*` functions out of expressions, into [`Infer`] nodes below them: see [`crate::infer`].
 ///
-/// As an analyzer rule, it sees the query as it was written, so that DataFusion's own rules then push predicates, limits
-/// and projections through the nodes. As the last optimizer rule, it sees what sub-queries became, and takes away
-/// outputs that nobody reads.
+/// As an analyzer rule, it sees the query as it was written. The rules of DataFusion then push predicates, limits and
+/// projections through the nodes. As the last optimizer rule, it sees the joins that sub-queries became, and removes
+/// unread outputs.
 ///
-/// A call stays where it is if it stands in a branch that not every row takes (CASE, COALESCE, the right side of AND and
-/// OR), unless the model is run on the same features for each row anyway. Why a call was not lifted is logged at level
-/// debug.
+/// A call in a branch that not every row takes (CASE, COALESCE, the right side of AND and OR) stays there. It is lifted
+/// only if the model already runs on the same features for each row. The debug log has the reason for each call that
+/// stays.
 #[derive(Debug, Default)]
 pub struct LiftCalls;
 
@@ -49,7 +49,7 @@ impl OptimizerRule for LiftCalls {
         "lift_calls"
     }
 
-    /// The whole plan at once: which outputs are read is known only then.
+    /// The whole plan at once: only the whole plan shows which outputs are read.
     fn apply_order(&self) -> Option<ApplyOrder> {
         None
     }
@@ -62,7 +62,7 @@ impl OptimizerRule for LiftCalls {
     }
 }
 
-/// Whether it is logged why a call stays: once a query is enough.
+/// Whether to log why a call stays. Once a query is enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reasons {
     Logged,
@@ -76,14 +76,14 @@ impl Reasons {
         }
     }
 
-    /// Says of all calls that are left in a node why they are.
-    fn log_rest(self, plan: &LogicalPlan) -> Result<()> {
+    /// Logs the reason for each call that stays in a node.
+    fn log_remaining(self, plan: &LogicalPlan) -> Result<()> {
         if self == Self::Silent || !log::log_enabled!(log::Level::Debug) {
             return Ok(());
         }
         for expr in plan.expressions() {
             for Place { call, branch } in places::calls(&expr)? {
-                let reason = call.obstacle().or(branch).unwrap_or("its place in the plan is not one that is known");
+                let reason = call.obstacle().or(branch).unwrap_or("its place in the plan is not supported");
                 self.log(call, plan, reason);
             }
         }
@@ -112,12 +112,12 @@ fn lift(plan: LogicalPlan, reasons: Reasons) -> Result<Transformed<LogicalPlan>>
     plan.transform_up_with_subqueries(|plan| lifter.node(plan))
 }
 
-/// The number of a node, from the name of a column that it adds.
+/// The number of a node, from the name of one of its columns.
 fn id_of(name: &str) -> Option<usize> {
     name.strip_prefix(PREFIX)?.split_once('.')?.0.parse().ok()
 }
 
-/// Takes away what no expression reads: an output that was lifted, and then pruned together with its column.
+/// Removes outputs that no expression reads. DataFusion pruned their columns higher up in the plan.
 fn drop_unread(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     let mut has_nodes = false;
     let mut read = HashSet::new();
@@ -148,7 +148,7 @@ fn drop_unread(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     if !dropped.transformed {
         return Ok(dropped);
     }
-    // whatever passed the column on has one less
+    // nodes above had the removed columns in their schemas
     let recompute = |plan: LogicalPlan| plan.recompute_schema().map(Transformed::yes);
     dropped.data.transform_up_with_subqueries(recompute)
 }
@@ -159,7 +159,7 @@ struct Lifter {
 }
 
 impl Lifter {
-    /// A node whose inputs were dealt with.
+    /// Lifts the calls of a node, after those of its inputs.
     fn node(&mut self, plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
         if !plan.expressions().iter().any(has_call) {
             return Ok(Transformed::no(plan));
@@ -175,7 +175,7 @@ impl Lifter {
             | LogicalPlan::Distinct(Distinct::On(_)) => self.unary(plan)?,
             other => Transformed::no(other),
         };
-        self.reasons.log_rest(&lifted.data)?;
+        self.reasons.log_remaining(&lifted.data)?;
         Ok(lifted)
     }
 
@@ -206,7 +206,7 @@ impl Lifter {
         Ok(Transformed::yes(with_schema_of(&plan, lifted)?))
     }
 
-    /// Cheap conditions first, then each condition that needs a model, in the order in which they were written:
+    /// Filters by cheap conditions first, then by each condition that needs a model, in the order of the query:
     ///
     /// ```text
     /// Filter: ae_error('m', a, b) > 4 AND id % 10 = 0 AND ae_error('n', a, b) > 1
@@ -236,8 +236,8 @@ impl Lifter {
         }
     }
 
-    /// Calls on the columns of one side go into that side. In an inner join, a condition on both becomes a filter above,
-    /// from which its calls are lifted.
+    /// Lifts calls on the columns of one side into that side. In an inner join, a condition on both sides becomes a
+    /// filter above the join, whose calls are lifted.
     fn join(&mut self, mut join: Join) -> Result<Transformed<LogicalPlan>> {
         let original = LogicalPlan::Join(join.clone());
         if join.join_type == JoinType::Inner
@@ -249,7 +249,7 @@ impl Lifter {
         }
         let mut sides = [Side::new(join.left.as_ref().clone()), Side::new(join.right.as_ref().clone())];
         let exprs = original.expressions();
-        // each condition is one for itself, whatever stands left of it
+        // each condition counts by itself, not as the right side of an AND
         let conditions: Vec<Expr> = exprs.iter().flat_map(split_conjunction).cloned().collect();
         let columns = self.columns(&conditions, &mut sides)?;
         if sides.iter().all(|side| !side.is_changed) {
@@ -260,7 +260,7 @@ impl Lifter {
         Ok(Transformed::yes(with_schema_of(&original, joined)?))
     }
 
-    /// Takes the conditions out of a join's filter that call a model on columns of both sides.
+    /// Removes the conditions from the filter of a join that call a model on columns of both sides.
     fn conditions_on_both(&self, join: &mut Join) -> Result<Option<Expr>> {
         let Some(filter) = &join.filter else { return Ok(None) };
         let of_one_side = |call: CallExpr<'_>| {
@@ -278,12 +278,11 @@ impl Lifter {
         Ok(conjunction(above))
     }
 
-    /// Lifts what can be lifted out of expressions into one of the inputs that they are over, and tells which column each
-    /// call became; see [`replaced`].
+    /// Lifts calls of expressions into their inputs, and returns the column of each call; see [`replaced`].
     fn columns(&mut self, exprs: &[Expr], sides: &mut [Side]) -> Result<Columns> {
         let mut columns = Columns::new();
         let mut exprs = exprs.to_vec();
-        // calls in the features of others first: once they are columns, the others' turn comes
+        // calls in the features of other calls first: the next round sees them as columns
         loop {
             let n_before = columns.len();
             let mut places = Vec::new();
@@ -303,7 +302,7 @@ impl Lifter {
                     columns.insert(call.expr.clone(), Expr::Column(column));
                 }
             }
-            // in a branch, where the model has run on these features already
+            // calls in a branch, if the model already runs on these features
             for Place { call, .. } in lazy {
                 if columns.contains_key(call.expr) {
                     continue;
@@ -323,10 +322,10 @@ impl Lifter {
     }
 }
 
-/// The column that each call became.
+/// The column of each lifted call.
 type Columns = HashMap<Expr, Expr>;
 
-/// An expression with columns in place of the calls that became them; inner ones first, as they were lifted.
+/// An expression with its lifted calls replaced by their columns; inner calls first.
 fn replaced(expr: Expr, columns: &Columns) -> Result<Expr> {
     let replace = |expr: Expr| {
         Ok(match columns.get(&expr) {
@@ -337,7 +336,7 @@ fn replaced(expr: Expr, columns: &Columns) -> Result<Expr> {
     Ok(expr.transform_up(replace)?.data)
 }
 
-/// `with_new_exprs` does not take those of DISTINCT ON.
+/// DISTINCT ON with new expressions, which `with_new_exprs` of DataFusion does not support.
 fn distinct_on(distinct: &DistinctOn, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<LogicalPlan> {
     let mut selected = exprs.split_off(distinct.on_expr.len());
     let keys = selected.split_off(distinct.select_expr.len());
@@ -349,7 +348,7 @@ fn distinct_on(distinct: &DistinctOn, mut exprs: Vec<Expr>, input: LogicalPlan) 
     Ok(LogicalPlan::Distinct(Distinct::On(DistinctOn::try_new(on, selected, sort_expr, Arc::new(input))?)))
 }
 
-/// An input that calls are lifted into.
+/// An input of a node, into which calls are lifted.
 struct Side {
     plan: LogicalPlan,
     is_changed: bool,
@@ -364,9 +363,10 @@ impl Side {
         has_columns(self.plan.schema(), call.features)
     }
 
-    /// The column that holds what a call gives: of a node that is there already, or of a new one.
+    /// The column of a call, from an existing node or from a new one.
     ///
-    /// None over columns of an outer query: DataFusion makes a join of the two, and not if there is a node between them.
+    /// None over columns of an outer query. DataFusion turns such a sub-query into a join, but not if a node is
+    /// between.
     fn add(&mut self, call: CallExpr<'_>, next_id: &mut usize) -> Result<Option<Column>> {
         if let Some(column) = self.share(call)? {
             return Ok(Some(column));
@@ -398,7 +398,7 @@ impl Side {
     }
 }
 
-/// A plan with the columns of another, and no more.
+/// A plan with exactly the columns of another.
 fn with_schema_of(original: &LogicalPlan, plan: LogicalPlan) -> Result<LogicalPlan> {
     if plan.schema().columns() == original.schema().columns() {
         return Ok(plan);

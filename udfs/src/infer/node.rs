@@ -1,4 +1,4 @@
-//! The logical node.
+//! The logical plan node `Infer`.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -15,10 +15,9 @@ use super::{Job, Output, PREFIX};
 use crate::functions::Function;
 use crate::model::{Model, Start};
 
-/// Its input, and what a model gives for each row as further columns: a struct for none of them, a column for each
-/// function.
+/// Adds the outputs of a model to its input, one column for each function.
 ///
-/// Rows are neither dropped, added nor reordered.
+/// It keeps all rows in their order.
 #[derive(Debug, Clone)]
 pub struct Infer {
     input: LogicalPlan,
@@ -28,6 +27,8 @@ pub struct Infer {
 }
 
 impl Infer {
+    /// A node over an input.
+    ///
     /// # Errors
     /// A planning error if the model does not take these features.
     pub(crate) fn new(input: LogicalPlan, features: Vec<Expr>, job: Job) -> Result<Self> {
@@ -40,12 +41,12 @@ impl Infer {
         Ok(Self { input, features, job, schema: Arc::new(schema) })
     }
 
-    /// As a plan.
+    /// The node as a plan.
     pub(crate) fn into_plan(self) -> LogicalPlan {
         LogicalPlan::Extension(Extension { node: Arc::new(self) })
     }
 
-    /// The node that a plan is.
+    /// The node at the root of a plan, if there is one.
     pub(crate) fn of(plan: &LogicalPlan) -> Option<&Self> {
         match plan {
             LogicalPlan::Extension(extension) => extension.node.as_any().downcast_ref(),
@@ -65,7 +66,7 @@ impl Infer {
         &self.job
     }
 
-    /// Whether this node runs that model on those features.
+    /// Whether this node runs a model on these features.
     pub(crate) fn runs(&self, model: &Model, start: Start, features: &[Expr]) -> bool {
         *self.job.model == *model && self.job.start == start && self.features == features
     }
@@ -75,7 +76,7 @@ impl Infer {
         Self::new(input, self.features.clone(), self.job.clone())
     }
 
-    /// This node with an output, and the output's column.
+    /// This node with one more output, and the column of the output.
     pub(crate) fn with_output(&self, function: &Arc<dyn Function>) -> Result<(Self, Column)> {
         let has = |output: &&Output| output.function.output() == function.output();
         if let Some(output) = self.job.outputs.iter().find(has) {
@@ -91,7 +92,7 @@ impl Infer {
         Ok((Self::new(self.input.clone(), self.features.clone(), job)?, column))
     }
 
-    /// This node without the outputs that nobody reads; none if nothing is left to do.
+    /// This node without unread outputs; none if no output is left.
     pub(crate) fn retain(&self, is_read: impl Fn(&str) -> bool) -> Result<Option<Self>> {
         let mut job = self.job.clone();
         job.outputs.retain(|output| is_read(&output.name));
@@ -124,7 +125,7 @@ impl UserDefinedLogicalNodeCore for Infer {
         self.features.clone()
     }
 
-    /// What is added is not there below.
+    /// The added columns do not exist below the node.
     fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
         self.job.outputs.iter().map(|output| output.name.clone()).collect()
     }
@@ -173,13 +174,16 @@ impl Hash for Infer {
 }
 
 impl PartialOrd for Infer {
-    /// Equal nodes are; others have no order.
+    /// Only equal nodes have an order.
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         (self == other).then_some(Ordering::Equal)
     }
 }
 
-/// As [`Infer::new`], for a plan that is of one call.
+/// A new node for one call, and the column of its output.
+///
+/// # Errors
+/// The errors of [`Infer::new`].
 pub(super) fn infer(
     input: LogicalPlan,
     id: usize,

@@ -1,4 +1,4 @@
-//! Watching what models give, while queries run.
+//! Observes the outputs of models while queries run.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,24 +14,24 @@ use crate::matrix::{Form, Rows};
 use crate::model::Model;
 use crate::score::Scores;
 
-/// Sees the rows that plans score; it runs between two batches, so it should be quick.
+/// Receives the rows that queries score. It runs between two batches: keep it fast.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// Some rows were scored.
+    /// Called after rows were scored.
     fn scored(&self, scored: &Scored<'_>);
 }
 
-/// The observer of a session, an extension of its configuration.
+/// The observer of a session, as an extension of its configuration.
 #[derive(Debug, Clone)]
 pub struct ObserverHandle(pub Arc<dyn Observer>);
 
-/// Rows that a model was run on, and what it made of them.
+/// Rows and the outputs of a model for them.
 #[derive(Debug)]
 pub struct Scored<'a> {
     /// The model.
     pub model: &'a Arc<Model>,
-    /// The rows as they came to the model: every column that the query reads.
+    /// The rows before the model: all columns that the query reads.
     pub rows: &'a RecordBatch,
-    /// Time that ONNX Runtime took for them.
+    /// Time in ONNX Runtime for these rows.
     pub runtime: Duration,
     pub(crate) arguments: &'a [ArrayRef],
     pub(crate) form: &'a Form,
@@ -39,17 +39,17 @@ pub struct Scored<'a> {
 }
 
 impl Scored<'_> {
-    /// The reconstruction error of each row and which rows have one; none if the query asks for nothing that needs it.
+    /// The reconstruction error of each row, and the rows that have one; none if the query does not compute errors.
     pub fn errors(&self) -> Option<(&[f64], Option<&NullBuffer>)> {
         let errors = self.scores.error.as_ref();
         let n = self.rows.num_rows();
         (n > 0 && errors.len() == n).then_some((errors, self.scores.valid_error.as_ref()))
     }
 
-    /// What `ae_contributions` gives for some of the rows; the model is run on these again.
+    /// The result of `ae_contributions` for the rows with these indices. This runs the model on them again.
     ///
     /// # Errors
-    /// A planning error if the model cannot tell.
+    /// A planning error if the model has no contributions.
     pub fn contributions(&self, rows: &UInt32Array) -> Result<ArrayRef> {
         Contributions.data_type(self.model, self.form)?;
         let some = self.arguments.iter().map(|column| Ok(take(column, rows, None)?)).collect::<Result<Vec<_>>>()?;

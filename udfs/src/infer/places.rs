@@ -1,4 +1,4 @@
-//! Where calls stand in an expression: where every row is evaluated, or in a branch that some rows do not take.
+//! The places of calls in an expression: evaluated for every row, or in a branch for some rows.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use datafusion::logical_expr::{Expr, Operator};
 use crate::functions::{Function, ModelFunction, model_argument};
 use crate::model::Model;
 
-/// A call of a function over a model that is known.
+/// A call in an expression that is bound to a model.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CallExpr<'a> {
     /// The whole call.
@@ -22,7 +22,7 @@ pub(super) struct CallExpr<'a> {
 }
 
 impl<'a> CallExpr<'a> {
-    /// The call that an expression is.
+    /// The call at the root of an expression, if there is one.
     pub(super) fn of(expr: &'a Expr) -> Option<Self> {
         let Expr::ScalarFunction(call) = expr else { return None };
         let function = call.func.inner().downcast_ref::<ModelFunction>()?;
@@ -34,13 +34,13 @@ impl<'a> CallExpr<'a> {
         Some(Self { expr, function: function.function(), model: function.pinned()?, features })
     }
 
-    /// Why this call cannot be lifted wherever it stands.
+    /// The reason why this call cannot be lifted from any place.
     pub(super) fn obstacle(&self) -> Option<&'static str> {
         let any = |test: fn(&Expr) -> bool| {
             self.features.iter().any(|feature| feature.exists(|expr| Ok(test(expr))).unwrap_or(true))
         };
         if self.features.is_empty() {
-            return Some("it names no features");
+            return Some("it has no features");
         }
         if any(|expr| matches!(expr, Expr::OuterReferenceColumn(..))) {
             return Some("its features come from an outer query");
@@ -48,13 +48,13 @@ impl<'a> CallExpr<'a> {
         if any(|expr| {
             matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_))
         }) {
-            return Some("its features hold a sub-query");
+            return Some("its features contain a sub-query");
         }
         if any(|expr| matches!(expr, Expr::AggregateFunction(_) | Expr::WindowFunction(_))) {
             return Some("its features are aggregated in the same step");
         }
         if self.features.iter().any(Expr::is_volatile) {
-            return Some("its features are volatile, so that two calls see different ones");
+            return Some("its features are volatile: two calls would read different values");
         }
         if !any(|expr| matches!(expr, Expr::Column(_))) {
             return Some("its features are constant");
@@ -63,19 +63,19 @@ impl<'a> CallExpr<'a> {
     }
 }
 
-/// Whether an expression holds a call.
+/// Whether an expression contains a call.
 pub(super) fn has_call(expr: &Expr) -> bool {
     expr.exists(|expr| Ok(CallExpr::of(expr).is_some())).unwrap_or(true)
 }
 
-/// A call, and the branch that it stands in if there is one.
+/// A call and its branch, if it is in one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) call: CallExpr<'a>,
     pub(super) branch: Option<&'static str>,
 }
 
-/// All calls of an expression, those in the features of others before these.
+/// All calls of an expression; calls in the features of another call come first.
 pub(super) fn calls(expr: &Expr) -> Result<Vec<Place<'_>>> {
     let mut places = Vec::new();
     visit(expr, None, &mut places)?;
@@ -154,7 +154,7 @@ fn visit_function<'a>(
     branch: Option<&'static str>,
     places: &mut Vec<Place<'a>>,
 ) -> Result<()> {
-    let lazy = branch.or(Some("an argument that is evaluated only if it is needed (COALESCE and its like)"));
+    let lazy = branch.or(Some("an argument that is evaluated only if it is needed (as in COALESCE)"));
     match call.func.conditional_arguments(&call.args) {
         Some((eager, conditional)) => {
             eager.into_iter().try_for_each(|arg| visit(arg, branch, places))?;
@@ -167,7 +167,7 @@ fn visit_function<'a>(
     }
 }
 
-/// The first of some expressions is evaluated for every row, the others may not be.
+/// Visits a list whose first expression is evaluated for every row. The others may not be.
 fn visit_first<'a>(
     list: &'a [Expr],
     branch: Option<&'static str>,

@@ -1,4 +1,4 @@
-//! From the logical node to the physical one.
+//! Plans the physical node of a logical node.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::exec::InferExec;
 use super::node::Infer;
 use crate::config::AeOptions;
 
-/// Plans [`Infer`] nodes; for applications that have a query planner of their own.
+/// Plans [`Infer`] nodes. Add it to the custom query planner of your application.
 #[derive(Debug, Default)]
 pub struct InferPlanner;
 
@@ -59,8 +59,8 @@ pub(crate) fn query_planner() -> Arc<dyn QueryPlanner + Send + Sync> {
     Arc::new(InferQueryPlanner)
 }
 
-/// Whether a session has no query planner of its own, which would know nothing of [`Infer`] nodes.
+/// Whether a session has the default query planner. A custom planner may not know [`Infer`] nodes.
 pub(crate) fn can_plan(planner: Option<&Arc<dyn QueryPlanner + Send + Sync>>) -> bool {
-    // DataFusion's own has no public name
+    // the type of the default planner is not public
     planner.is_none_or(|planner| format!("{planner:?}").starts_with("DefaultQueryPlanner"))
 }

@@ -24,9 +24,9 @@ use super::{Job, Output};
 use crate::blocking::wait;
 use crate::config::AeOptions;
 use crate::functions::{self, Function, ModelFunction};
-use crate::model::{self, Model};
 use crate::model::catalog::Models;
 use crate::model::store::{ModelName, ModelRef};
+use crate::model::{self, Model};
 
 /// First bytes of a message. Messages of other codecs do not start with them.
 const MAGIC: &[u8] = b"aefusion-infer-1:";
@@ -68,9 +68,9 @@ struct InferMessage {
 
 /// Encodes and decodes `Infer` nodes and the `ae_*` functions for `datafusion-proto`.
 ///
-/// A message holds name, version and SHA-256 of a model. The receiver takes the model from its own [`Models`], and refuses
-/// a file with another checksum. Everything else goes to other [codecs](InferCodec::with_codecs), by default those of
-/// DataFusion.
+/// A message holds name, version and SHA-256 of a model. The receiver takes the model from its own [`Models`], and
+/// refuses a file with another checksum. Everything else goes to other [codecs](InferCodec::with_codecs), by default
+/// those of DataFusion.
 #[derive(Debug)]
 pub struct InferCodec {
     models: Models,
@@ -105,8 +105,8 @@ impl InferCodec {
         let model = wait(async move { models.find(&reference, &limits).await })?;
         if model.sha256().as_slice() != message.sha256 {
             return plan_err!(
-                "the plan was made with another file of model {model} than the one in {}: SHA-256 {} there, {} here; give \
-                 both processes the same store",
+                "the plan was made with another file of model {model} than the one in {}: SHA-256 {} there, {} here; \
+                 give both processes the same store",
                 self.models.store().location(),
                 model::hex(&message.sha256),
                 model.sha256_hex()

@@ -1,4 +1,4 @@
-//! Finding a node further down that already runs the model on the same features, and bringing its output up.
+//! Finds a lower node that already runs the model on the same features, and passes its output up.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,22 +12,26 @@ use super::node::Infer;
 use crate::functions::Function;
 use crate::model::Model;
 
-/// What is looked for.
+/// The output to find.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target<'a> {
     pub(super) model: &'a Arc<Model>,
     pub(super) function: &'a Arc<dyn Function>,
 }
 
-/// The plan with one more column, and that column: what `target` gives for these features, by a node of this plan that
-/// runs the model on them for each row anyway. None if there is no such node.
+/// The plan with a column for `target`, and the column. None if no node of the plan runs the model on these features
+/// for each row.
 ///
 /// ```text
 /// Filter: e > 4                              Filter: e > 4
 ///   Projection: a, b, __ae_1.error AS e  =>    Projection: a, b, __ae_1.error AS e, __ae_1.code
 ///     Infer: m on a, b, outputs=[error]          Infer: m on a, b, outputs=[error, code]
 /// ```
-pub(super) fn reuse(plan: &LogicalPlan, features: &[Expr], target: Target<'_>) -> Result<Option<(LogicalPlan, Column)>> {
+pub(super) fn reuse(
+    plan: &LogicalPlan,
+    features: &[Expr],
+    target: Target<'_>,
+) -> Result<Option<(LogicalPlan, Column)>> {
     if !has_columns(plan.schema(), features) {
         return Ok(None);
     }
@@ -71,8 +75,8 @@ pub(super) fn reuse(plan: &LogicalPlan, features: &[Expr], target: Target<'_>) -
     }
 }
 
-/// Whether the rows of each side of a join come out with their own values: not as nulls where nothing matched, for
-/// which a model may give something else than null.
+/// Whether each side of a join keeps its values. An outer join gives nulls where no row matches, and the output of a
+/// model for these may not be null.
 fn kept_sides(join: JoinType) -> [bool; 2] {
     match join {
         JoinType::Inner => [true, true],
@@ -110,7 +114,11 @@ fn through_projection(
     Ok(Some((LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(input))?), column)))
 }
 
-fn through_alias(alias: &SubqueryAlias, features: &[Expr], target: Target<'_>) -> Result<Option<(LogicalPlan, Column)>> {
+fn through_alias(
+    alias: &SubqueryAlias,
+    features: &[Expr],
+    target: Target<'_>,
+) -> Result<Option<(LogicalPlan, Column)>> {
     let (outer, inner) = (alias.schema.columns(), alias.input.schema().columns());
     let meaning: HashMap<&Column, &Column> = outer.iter().zip(&inner).collect();
     let below = replaced(features, |column| Some(Expr::Column((*meaning.get(column)?).clone())))?;
@@ -121,7 +129,7 @@ fn through_alias(alias: &SubqueryAlias, features: &[Expr], target: Target<'_>) -
     Ok(Some((LogicalPlan::SubqueryAlias(plan), column)))
 }
 
-/// Features with other expressions in place of their columns.
+/// Features with their columns replaced by expressions.
 fn replaced(features: &[Expr], mut meaning: impl FnMut(&Column) -> Option<Expr>) -> Result<Vec<Expr>> {
     let mut replace = |expr: Expr| match &expr {
         Expr::Column(column) => Ok(match meaning(column) {
@@ -133,7 +141,7 @@ fn replaced(features: &[Expr], mut meaning: impl FnMut(&Column) -> Option<Expr>)
     features.iter().map(|feature| Ok(feature.clone().transform_up(&mut replace)?.data)).collect()
 }
 
-/// Whether all columns of the features are there.
+/// Whether a schema has all columns of the features.
 pub(super) fn has_columns(schema: &DFSchema, features: &[Expr]) -> bool {
     features.iter().flat_map(Expr::column_refs).all(|column| schema.has_column(column))
 }

@@ -1,4 +1,4 @@
-//! ColumnValues of one input tensor, and blocks of their rows.
+//! The values of an input tensor, and blocks of its rows.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -18,15 +18,15 @@ use crate::model::metadata::NullPolicy;
 use crate::model::runtime::{Element, Input};
 use crate::numbers::ToF32;
 
-/// Rows that are moved together when columns become rows: their part of the result stays in the first-level cache.
+/// Rows of a tile when columns become rows. The tile of the result stays in the first-level cache.
 const TILE_ROWS: usize = 64;
 
-/// Columns that are moved together.
+/// Columns that are copied together.
 const LANES: usize = 8;
 
 macro_rules! natives {
     ($($kind:ident: $arrow:ty),*) => {
-        /// ColumnValues of one input tensor for all rows, in its element type.
+        /// The values of an input tensor for all rows, in its element type.
         #[derive(Debug)]
         pub(crate) enum Cells {
             $($kind(Layout<<$arrow as ArrowPrimitiveType>::Native>),)*
@@ -34,7 +34,7 @@ macro_rules! natives {
             String(Vec<String>, usize),
         }
 
-        /// Where blocks are put together; reused from block to block.
+        /// Memory of a block; all blocks of a run reuse it.
         #[derive(Debug)]
         pub(crate) enum Block {
             $($kind(Vec<<$arrow as ArrowPrimitiveType>::Native>),)*
@@ -43,7 +43,7 @@ macro_rules! natives {
         }
 
         impl Block {
-            /// Memory that it takes; of strings, without their text.
+            /// Memory, bytes; for strings, without their text.
             pub(crate) fn bytes(&self) -> usize {
                 match self {
                     $(Self::$kind(values) => values.capacity() * size_of::<<$arrow as ArrowPrimitiveType>::Native>(),)*
@@ -54,7 +54,7 @@ macro_rules! natives {
         }
 
         impl Cells {
-            /// Cells whose rows stand together in `values`.
+            /// Cells from one array, row after row.
             pub(crate) fn packed(values: &ArrayRef, element: Element, width: usize, policy: NullPolicy) -> Result<Self> {
                 Ok(match element {
                     $(Element::$kind => Self::$kind(Layout::packed(number::<$arrow>(values)?, width, null_value(policy))),)*
@@ -63,7 +63,7 @@ macro_rules! natives {
                 })
             }
 
-            /// Cells whose columns are arrays of their own.
+            /// Cells from one array for each column.
             pub(crate) fn columns(columns: &[ArrayRef], element: Element, policy: NullPolicy) -> Result<Self> {
                 Ok(match element {
                     $(Element::$kind => {
@@ -84,17 +84,16 @@ macro_rules! natives {
                 }
             }
 
-            /// The rows of a range, followed by zeros up to `padded` rows; without a copy where they stand like that
-            /// in memory.
+            /// The rows of a range, with zeros up to `padded` rows. Packed rows without padding are not copied.
             ///
             /// # Errors
-            /// An internal error if `block` was made for other cells.
+            /// An execution error if `block` was made for other cells.
             pub(crate) fn block<'a>(&'a self, rows: Range<usize>, padded: usize, block: &'a mut Block) -> Result<Input<'a>> {
                 match (self, block) {
                     $((Self::$kind(layout), Block::$kind(block)) => Ok(Input::$kind(layout.block(rows, padded, block))),)*
                     (Self::Bool(values, width), Block::Bool(block)) => Ok(Input::Bool(padded_copy(values, *width, rows, padded, block))),
                     (Self::String(values, width), Block::String(block)) => Ok(Input::String(padded_copy(values, *width, rows, padded, block))),
-                    _ => exec_err!("a block of another element type"),
+                    _ => exec_err!("the block has another element type than its cells"),
                 }
             }
         }
@@ -105,7 +104,7 @@ natives!(
     Int32: Int32Type, Int64: Int64Type, UInt8: UInt8Type, UInt16: UInt16Type, UInt32: UInt32Type, UInt64: UInt64Type
 );
 
-/// ColumnValues of one array with the places of its nulls.
+/// The values of an array and its nulls.
 #[derive(Debug)]
 pub(crate) struct Column<T: Number> {
     values: ColumnValues<T>,
@@ -115,11 +114,11 @@ pub(crate) struct Column<T: Number> {
 #[derive(Debug)]
 enum ColumnValues<T: Number> {
     Same(ScalarBuffer<T>),
-    /// Of another type, converted as they are moved: a third of the time that a cast before takes.
+    /// Numbers of another type, converted while they are copied. A separate cast takes three times as long.
     Other(Box<dyn Convert<T>>),
 }
 
-/// Numbers that are read as another type.
+/// Numbers that convert to another type.
 pub(crate) trait Convert<T>: Debug + Send + Sync {
     fn convert(&self, rows: Range<usize>, into: &mut [T]);
 }
@@ -139,7 +138,7 @@ impl<T: Number> Column<T> {
         Ok(Self { values: ColumnValues::Same(values), nulls })
     }
 
-    /// Some rows; in `scratch` if they are converted.
+    /// The values of some rows; in `scratch` if they are converted.
     fn tile<'a>(&'a self, rows: Range<usize>, scratch: &'a mut [T; TILE_ROWS]) -> &'a [T] {
         match &self.values {
             ColumnValues::Same(values) => &values[rows],
@@ -156,21 +155,21 @@ fn given_nulls(array: &dyn Array) -> Option<NullBuffer> {
     array.nulls().filter(|nulls| nulls.null_count() > 0).cloned()
 }
 
-/// How cells stand in memory.
+/// The memory layout of cells.
 #[derive(Debug)]
 pub(crate) enum Layout<T: Number> {
-    /// Row after row, nulls already replaced.
+    /// Row after row, with nulls replaced.
     Packed(ScalarBuffer<T>, usize),
-    /// Column after column; nulls read as the value.
+    /// Column after column; the second value replaces nulls.
     Columns(Vec<Column<T>>, T),
 }
 
 /// A number that a tensor can hold.
 pub(crate) trait Number: datafusion::arrow::datatypes::ArrowNativeType {
-    /// What a null reads as where the graph fills it in: NaN where there is one.
+    /// The value of a null that the graph fills in: NaN, or 0 for integers.
     const MISSING: Self;
 
-    /// An array of another type whose numbers can be converted one by one; none: it is cast as a whole.
+    /// The numbers of an array of another type, if they convert one by one; none if the array needs a cast.
     fn converted(_: &ArrayRef) -> Option<Box<dyn Convert<Self>>> {
         None
     }
@@ -237,8 +236,8 @@ fn padded_copy<'a, T: Clone + Default>(
     block
 }
 
-/// Columns as rows, in tiles: of each column some rows are read together, and of each row all columns are written
-/// while they are in the first-level cache.
+/// Columns as rows, in tiles. A tile reads some rows of each column, and its rows stay in the first-level cache until
+/// all columns are written.
 fn transpose<T: Number>(columns: &[Column<T>], null: T, rows: Range<usize>, padded: usize, block: &mut Vec<T>) {
     let width = columns.len();
     block.resize(padded * width, T::default());
@@ -267,7 +266,7 @@ fn transpose<T: Number>(columns: &[Column<T>], null: T, rows: Range<usize>, padd
     block[rows.len() * width..].fill(T::default());
 }
 
-/// Eight columns at once: their values of a row are one write.
+/// Copies eight columns at once, with one write for each row.
 fn transpose_eight<T: Number>(columns: [&[T]; LANES], first: usize, width: usize, into: &mut [T]) {
     for (i, row) in into.chunks_exact_mut(width).enumerate() {
         let values: [T; LANES] = std::array::from_fn(|j| columns[j][i]);
@@ -275,7 +274,7 @@ fn transpose_eight<T: Number>(columns: [&[T]; LANES], first: usize, width: usize
     }
 }
 
-/// Rows as columns: the way back of [`transpose`], in the same tiles.
+/// Rows as columns, in the same tiles as [`transpose`].
 pub(crate) fn split_columns<T: Copy>(values: &[T], width: usize) -> Vec<Vec<T>> {
     let rows = values.len().checked_div(width).unwrap_or_default();
     let mut columns: Vec<Vec<T>> = (0..width).map(|_| Vec::with_capacity(rows)).collect();
@@ -287,12 +286,12 @@ pub(crate) fn split_columns<T: Copy>(values: &[T], width: usize) -> Vec<Vec<T>> 
     columns
 }
 
-/// The values of an array as a number type, and the places of its nulls.
+/// The values of an array as a number type, and its nulls.
 fn number<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<(ScalarBuffer<T::Native>, Option<NullBuffer>)>
 where
     T::Native: Number,
 {
-    // Arrow has no cast of these to f16
+    // Arrow cannot cast these types to f16
     let via = match array.data_type() {
         DataType::Boolean | DataType::Decimal128(..) | DataType::Decimal256(..)
             if T::DATA_TYPE == DataType::Float16 =>
@@ -310,7 +309,7 @@ where
     Ok((numbers.values().clone(), given_nulls(numbers)))
 }
 
-/// That no fraction was lost on the way to a whole number.
+/// Checks that a cast to an integer lost no fraction.
 fn check_whole(from: &ArrayRef, to: &ArrayRef) -> Result<()> {
     let (before, after) = (cast(from, &DataType::Float64)?, cast(to, &DataType::Float64)?);
     let (before, after) = (before.as_primitive::<Float64Type>(), after.as_primitive::<Float64Type>());
@@ -352,7 +351,7 @@ mod tests {
 
     use super::*;
 
-    /// The value of a row and column: a whole number, which every type holds; none where it is null.
+    /// The value of a row and column: a whole number that fits every type, or null.
     fn value(row: i16, column: i16) -> Option<i16> {
         (column != 10 || row % 7 != 0).then_some(row * 3 - column * 50)
     }
@@ -370,7 +369,7 @@ mod tests {
 
     #[test]
     fn columns_of_every_type_become_rows() {
-        // with and without nulls, with columns left over from eight, with rows left over from a tile
+        // with and without nulls, with more columns than eight, with more rows than a tile
         for (width, rows) in [(10_u8, 0..150_u8), (11, 0..150), (8, 70..134), (3, 5..6)] {
             let columns: Vec<ArrayRef> = (0..width).map(|j| column(i16::from(j), 150)).collect();
             let cells = Cells::columns(&columns, Element::Float32, NullPolicy::Propagate).unwrap();

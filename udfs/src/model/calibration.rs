@@ -107,7 +107,9 @@ impl Calibration {
         let are_ranks = counts.is_sorted_by(|a, b| a >= b) && counts.first().is_none_or(|most| *most <= self.rows);
         let as_many = if counts.is_empty() { to_usize(self.rows) } else { counts.len() };
         if !are_ranks || as_many != self.errors.len() {
-            return exec_err!("a calibration must have, for each error, the number of rows with an error at least as large");
+            return exec_err!(
+                "a calibration must have, for each error, the number of rows with an error at least as large"
+            );
         }
         Ok(())
     }

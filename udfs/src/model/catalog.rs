@@ -16,7 +16,8 @@ use crate::blocking::wait;
 use crate::config::AeOptions;
 use crate::suggest;
 
-/// Time for which the newest version of a name is cached, for stores across a network. Planning a query asks many times.
+/// Time for which the newest version of a name is cached, for stores across a network. Planning a query asks many
+/// times.
 const REMOTE_LOOKUP: Duration = Duration::from_secs(1);
 
 /// Largest number of models that stay loaded.

@@ -1,4 +1,4 @@
-//! What an autoencoder file must hold: the one definition that loading checks, SQL types follow and exporters write.
+//! The contract of a model file. Loading checks it, SQL types follow from it, and exporters write it.
 
 mod probe;
 mod roles;
@@ -14,20 +14,20 @@ use super::runtime::Element;
 
 pub(crate) use probe::PROBE_ROWS;
 
-/// Widest row that is accepted, features or outputs.
+/// Largest width of a row of features or outputs.
 const MAX_WIDTH: usize = 1 << 20;
 
-/// A tensor of a model, without its first dimension, the rows.
+/// A tensor of a model, without its first dimension (the rows).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TensorSpec {
     /// Name in the graph.
     pub name: String,
     /// Type of its elements.
     pub element: Element,
-    /// Rows of the tensor for each row of the input; 1 but for exporters that flatten `[N, k]` to `[N·k, 1]`
-    /// (scikit-learn's `MLPRegressor` by skl2onnx).
+    /// Rows of the tensor for each row of the input. 1, except if an exporter flattens `[N, k]` to `[N·k, 1]`, as
+    /// skl2onnx does for scikit-learn's `MLPRegressor`.
     pub rows_per_row: usize,
-    /// Its other dimensions; empty for `[N]`.
+    /// Its dimensions after the first; empty for `[N]`.
     pub shape: Vec<usize>,
 }
 
@@ -37,7 +37,7 @@ impl TensorSpec {
         self.rows_per_row * self.shape.iter().product::<usize>()
     }
 
-    /// Shape for a number of rows, as ONNX Runtime wants it.
+    /// Shape for a number of rows, for ONNX Runtime.
     pub(crate) fn shape_of(&self, rows: usize) -> Vec<i64> {
         std::iter::once(rows * self.rows_per_row).chain(self.shape.iter().copied()).map(crate::numbers::dim).collect()
     }
@@ -54,7 +54,7 @@ impl fmt::Display for TensorSpec {
     }
 }
 
-/// A tensor with a role, or why there is none.
+/// A tensor with a role, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
     Tensor(TensorSpec),
@@ -83,36 +83,36 @@ impl fmt::Display for Found {
     }
 }
 
-/// An autoencoder, as far as its users can see it.
+/// The inputs and outputs of an autoencoder.
 #[derive(Debug, Clone)]
 pub struct Contract {
-    /// Inputs of the graph. One tensor holds all features, or several hold some each (often one column each).
+    /// Inputs of the graph: one tensor with all features, or several tensors, often with one feature each.
     pub inputs: Vec<TensorSpec>,
     /// The features, in the order of the inputs, row-major.
     pub features: Vec<Feature>,
-    /// Rows that the graph takes at once, when that is fixed.
+    /// Rows of every run, if the graph fixes their number.
     pub fixed_rows: Option<usize>,
-    /// How an error is measured.
+    /// The metric of the error.
     pub error_metric: ErrorMetric,
-    /// What a null feature does.
+    /// The effect of a null feature.
     pub null_policy: NullPolicy,
-    /// Share of rows that are expected to be anomalies.
+    /// Expected share of anomalies.
     pub contamination: Option<f64>,
-    /// For each column of the space in which the error is measured, the feature that it comes from.
+    /// The feature of each column that the error compares.
     pub error_features: Option<Vec<usize>>,
-    /// Most numbers a row that any tensor of the graph holds; block sizes follow from it.
+    /// Width of the widest tensor of the graph; block sizes follow from it.
     pub widest: usize,
     code: Found,
     reconstruction: Found,
     scaled: Found,
     scaled_reconstruction: Found,
     logits: Found,
-    /// The tensor from which the decoder can be run alone.
+    /// The tensor at which the decoder alone starts.
     decoder_entry: Found,
 }
 
 impl Contract {
-    /// Whether the errors of both are the same numbers, of the same graph.
+    /// Whether both contracts, of the same graph, give the same errors.
     pub(crate) fn measures_as(&self, other: &Self) -> bool {
         let roles = [Role::Reconstruction, Role::Scaled, Role::ScaledReconstruction];
         let name = |contract: &Self, role| contract.tensor(role).map(|tensor| tensor.name.clone());
@@ -121,10 +121,10 @@ impl Contract {
             && roles.into_iter().all(|role| name(self, role) == name(other, role))
     }
 
-    /// Finds out what a graph holds: by what is said in `metadata`, then by names, then by shapes.
+    /// Detects the contract of a graph: by `metadata`, then by names, then by shapes.
     ///
     /// # Errors
-    /// A planning error that says what is missing or ambiguous, and which option settles it.
+    /// A planning error if a tensor is missing or ambiguous; it names the option to set.
     pub(crate) fn discover(model: &ModelProto, metadata: &Metadata) -> Result<Self> {
         let probed = probe::probe(model, metadata)?;
         let roles = roles::find(model, metadata, &probed)?;
@@ -152,7 +152,7 @@ impl Contract {
         })
     }
 
-    /// The tensor from which the decoder runs alone.
+    /// The tensor at which the decoder alone starts.
     pub(crate) fn decoder(&self) -> &Found {
         &self.decoder_entry
     }
@@ -167,15 +167,15 @@ impl Contract {
         }
     }
 
-    /// The tensor that plays a role, if there is one.
+    /// The tensor with a role, if there is one.
     pub fn tensor(&self, role: Role) -> Option<&TensorSpec> {
         self.found(role).tensor()
     }
 
-    /// The tensor that plays a role.
+    /// The tensor with a role.
     ///
     /// # Errors
-    /// A planning error that says why there is none.
+    /// A planning error with the reason if there is none.
     pub fn require(&self, role: Role) -> Result<&TensorSpec> {
         match self.found(role) {
             Found::Tensor(tensor) => Ok(tensor),
@@ -183,10 +183,10 @@ impl Contract {
         }
     }
 
-    /// The tensor from which the decoder runs alone; as wide as the code.
+    /// The tensor at which the decoder alone starts; it has the width of the code.
     ///
     /// # Errors
-    /// A planning error that says why the decoder cannot run alone.
+    /// A planning error with the reason if the decoder cannot run alone.
     pub fn require_decoder(&self) -> Result<&TensorSpec> {
         match &self.decoder_entry {
             Found::Tensor(tensor) => Ok(tensor),
@@ -194,10 +194,10 @@ impl Contract {
         }
     }
 
-    /// The two tensors whose difference is the error; without the first, the features themselves are compared.
+    /// The two tensors that the error compares. Without the first, the error compares the features themselves.
     ///
     /// # Errors
-    /// A planning error that says what is missing.
+    /// A planning error if a tensor is missing.
     pub fn require_error(&self) -> Result<(Option<&TensorSpec>, &TensorSpec)> {
         if let (Some(scaled), Some(reconstruction)) = (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
             return Ok((Some(scaled), reconstruction));
@@ -205,28 +205,28 @@ impl Contract {
         if self.inputs.iter().any(|input| input.element == Element::String) {
             return Err(no_tensor(
                 "scaled pair, which the error of a model with string inputs needs",
-                "no outputs were found; give the options scaled and scaled_reconstruction",
+                "no outputs were found; set the options scaled and scaled_reconstruction",
             ));
         }
         Ok((None, self.require(Role::Reconstruction)?))
     }
 
-    /// For each column of the space in which the error is measured, the feature that it comes from.
+    /// The feature of each column that the error compares.
     ///
     /// # Errors
-    /// A planning error if that is not known.
+    /// A planning error if it is unknown.
     pub fn require_error_features(&self) -> Result<&[usize]> {
         match &self.error_features {
             Some(features) => Ok(features),
             None => plan_err!(
-                "the error is measured over {} columns and it is not known which feature each comes from; give the option \
-                 scaled_features with one feature name a column",
+                "the error compares {} columns, but the feature of each column is unknown; set the option \
+                 scaled_features to one feature name for each column",
                 self.error_width()
             ),
         }
     }
 
-    /// Numbers a row in the space in which the error is measured.
+    /// Number of columns that the error compares.
     pub fn error_width(&self) -> usize {
         match (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
             (Some(scaled), Some(_)) => scaled.width(),
@@ -239,7 +239,7 @@ fn no_tensor(what: &str, why: &str) -> DataFusionError {
     DataFusionError::Plan(format!("it has no {what}: {why}"))
 }
 
-/// Features as `metadata` names them; else, with one input a column, as the inputs are called; else `f0`, `f1` ….
+/// The features: from `metadata`; otherwise the names of the inputs, if each is one column; otherwise `f0`, `f1` ….
 fn features(metadata: &Metadata, inputs: &[TensorSpec]) -> Result<Vec<Feature>> {
     let width: usize = inputs.iter().map(TensorSpec::width).sum();
     let Some(named) = &metadata.features else {
@@ -249,7 +249,7 @@ fn features(metadata: &Metadata, inputs: &[TensorSpec]) -> Result<Vec<Feature>> 
         return Ok((0..width).map(|i| Feature::named(format!("f{i}"))).collect());
     };
     if named.len() != width {
-        return plan_err!("the model takes {width} features, input_cols names {}", named.len());
+        return plan_err!("the model takes {width} features, but input_cols names {}", named.len());
     }
     for (i, feature) in named.iter().enumerate() {
         if named[..i].iter().any(|other| other.name == feature.name) {
@@ -264,7 +264,7 @@ fn error_features(metadata: &Metadata, features: &[Feature], width: usize) -> Re
         return Ok((width == features.len()).then(|| (0..width).collect()));
     };
     if names.len() != width {
-        return plan_err!("the error is measured over {width} columns, scaled_features names {}", names.len());
+        return plan_err!("the error compares {width} columns, but scaled_features names {}", names.len());
     }
     let position = |name: &String| match features.iter().position(|feature| feature.name == *name) {
         Some(index) => Ok(index),

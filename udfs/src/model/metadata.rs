@@ -1,4 +1,4 @@
-//! What a model file says about itself: the `aefusion.*` keys of `metadata_props`.
+//! The metadata of a model file: the `aefusion.*` keys of `metadata_props`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::choice::Choice;
 const PREFIX: &str = "aefusion.";
 const FORMAT_VERSION: &str = "1";
 
-/// How the differences between input and reconstruction become one number.
+/// The metric that turns the differences between input and reconstruction into one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub enum ErrorMetric {
@@ -29,37 +29,37 @@ pub enum ErrorMetric {
     Rmse,
 }
 
-/// What a null feature does.
+/// The effect of a null feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub enum NullPolicy {
     /// The result of the row is null.
     #[default]
     Propagate,
-    /// The graph fills it in (it reads NaN, or the empty string), and the error leaves it out.
+    /// The graph reads NaN or an empty string and fills the feature in; the error leaves the feature out.
     Impute,
 }
 
 /// One input of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Feature {
-    /// Name of its source column.
+    /// Name of the source column.
     pub name: String,
-    /// Type of its source column as Arrow writes it, where it is known.
+    /// Type of the source column, as Arrow writes it, if it is known.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub type_name: Option<String>,
-    /// Of a column of text, the texts that the reconstruction stands for: there it is the place of one in this list.
+    /// The texts of a text column. The reconstruction of the column is an index into this list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<String>,
 }
 
 impl Feature {
-    /// A feature of an unknown source type.
+    /// A feature of unknown type.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), type_name: None, levels: Vec::new() }
     }
 
-    /// This feature, and what it does not say, from another.
+    /// This feature, with the missing parts from another.
     fn or(&self, other: &Self) -> Self {
         Self {
             name: self.name.clone(),
@@ -68,23 +68,23 @@ impl Feature {
         }
     }
 
-    /// Type of the source column, where it is known.
+    /// Type of the source column, if it is known.
     pub fn data_type(&self) -> Option<DataType> {
         self.type_name.as_deref().and_then(|name| name.parse().ok())
     }
 }
 
-/// What a feature was like in the rows that a model was trained on.
+/// Statistics of a feature in the training rows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
-    /// Rows in which it was given.
+    /// Rows with a value.
     pub count: u64,
-    /// Rows in which it was missing.
+    /// Rows without a value.
     pub nulls: u64,
-    /// Mean of a column of numbers.
+    /// Mean, for a column of numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean: Option<f64>,
-    /// Standard deviation of a column of numbers (divided by the number of rows).
+    /// Population standard deviation, for a column of numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deviation: Option<f64>,
     /// Smallest number.
@@ -93,10 +93,10 @@ pub struct Statistics {
     /// Largest number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
-    /// Different texts of a column of text, as far as they were counted.
+    /// Number of different texts, for a text column, up to the limit of the count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub levels: Option<u64>,
-    /// Most frequent text.
+    /// Most frequent text, for a text column.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
 }
@@ -113,19 +113,19 @@ pub struct Classes {
     pub labels: Vec<String>,
 }
 
-/// The part that a tensor plays in an autoencoder.
+/// The role of a tensor in an autoencoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Role {
     /// The bottleneck.
     Code,
-    /// The input again, in its own units.
+    /// The reconstruction in the units of the input.
     Reconstruction,
-    /// The input in the space in which the error is measured.
+    /// The input in the scaled space, where the error is measured.
     Scaled,
-    /// The reconstruction in the space in which the error is measured.
+    /// The reconstruction in the scaled space.
     ScaledReconstruction,
-    /// Scores of a classifier's classes, before softmax.
+    /// Scores of the classes of a classifier, before softmax.
     Logits,
 }
 
@@ -134,7 +134,7 @@ impl Role {
     pub const ALL: [Self; 5] =
         [Self::Code, Self::Reconstruction, Self::Scaled, Self::ScaledReconstruction, Self::Logits];
 
-    /// Name as options and metadata spell it.
+    /// Name in options and metadata.
     pub fn name(self) -> &'static str {
         self.into()
     }
@@ -146,76 +146,76 @@ impl fmt::Display for Role {
     }
 }
 
-/// What is said about a model, by its file or by the options that it was registered with; everything may be missing.
+/// Metadata of a model, from its file or from the options of its registration. Every part may be missing.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metadata {
-    /// The inputs, in the model's order.
+    /// The features, in the order of the model.
     pub features: Option<Vec<Feature>>,
     /// Tensor names by role.
     pub tensors: HashMap<Role, String>,
-    /// For each column of the scaled space, the name of the feature that it comes from.
+    /// For each column of the scaled space, the name of its feature.
     pub scaled_features: Option<Vec<String>>,
     /// See [`ErrorMetric`].
     pub error_metric: Option<ErrorMetric>,
     /// See [`NullPolicy`].
     pub null_policy: Option<NullPolicy>,
-    /// Share of rows that are expected to be anomalies, 0 to 0.5.
+    /// Expected share of anomalies, 0 to 0.5.
     pub contamination: Option<f64>,
     /// See [`Calibration`].
     pub calibration: Option<Calibration>,
-    /// One entry a feature.
+    /// One entry for each feature.
     pub statistics: Option<Vec<Statistics>>,
     /// See [`Classes`].
     pub classes: Option<Classes>,
-    /// How it was trained.
+    /// Options and history of the training.
     pub training: Option<Training>,
 }
 
-/// How a model was trained.
+/// Options and history of a training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Training {
-    /// Options, and the defaults of those that were not given.
+    /// All options, with the defaults of those that were not set.
     pub options: BTreeMap<String, serde_json::Value>,
-    /// What came out, by name.
+    /// Results, by name.
     pub summary: BTreeMap<String, serde_json::Value>,
-    /// One entry an epoch.
+    /// One entry for each epoch.
     pub history: Vec<Epoch>,
-    /// What the trainer needs to go on with the model; its own business.
+    /// State that the trainer needs for a warm start. Only the trainer reads it.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub network: serde_json::Value,
 }
 
-/// What an epoch of a training came to.
+/// The result of one epoch of a training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
-    /// The part of the training that it belongs to.
+    /// The stage of the training.
     pub stage: String,
-    /// Counted from 1 in its stage.
+    /// Number of the epoch in its stage, from 1.
     pub epoch: u64,
-    /// Mean loss over the rows that were trained on, while they were.
+    /// Mean loss over the training rows during the epoch.
     pub loss: f64,
-    /// Mean loss over the rows that stopping was decided on, after the epoch.
+    /// Mean loss over the held-out rows after the epoch. Early stopping depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out_loss: Option<f64>,
-    /// Step size.
+    /// Learning rate.
     pub learn_rate: f64,
-    /// Whether the network that was kept is that of this epoch.
+    /// Whether the training kept the network of this epoch.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_best: bool,
 }
 
 impl Metadata {
-    /// What a file says.
+    /// The metadata of a file.
     ///
     /// # Errors
-    /// A planning error if a key of ours holds something else than it should.
+    /// A planning error if the value of a known key is invalid.
     pub(crate) fn read(model: &ModelProto) -> Result<Self> {
         let mut metadata = Self::default();
         for entry in &model.metadata_props {
             let Some(key) = entry.key().strip_prefix(PREFIX) else { continue };
             metadata
                 .read_entry(key, entry.value())
-                .map_err(|e| e.context(format!("metadata {PREFIX}{key} of the ONNX file cannot be understood")))?;
+                .map_err(|e| e.context(format!("metadata {PREFIX}{key} of the ONNX file is invalid")))?;
         }
         Ok(metadata)
     }
@@ -223,7 +223,7 @@ impl Metadata {
     fn read_entry(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "format_version" if value != FORMAT_VERSION => {
-                return plan_err!("this build reads format version {FORMAT_VERSION}, the file has {value}");
+                return plan_err!("this build reads format version {FORMAT_VERSION}, but the file has {value}");
             }
             "features" => self.features = Some(json(value)?),
             "scaled_features" => self.scaled_features = Some(json(value)?),
@@ -247,10 +247,10 @@ impl Metadata {
         Ok(())
     }
 
-    /// Writes everything known into a file, in place of what it said before.
+    /// Writes this metadata to a file, in place of its own.
     ///
     /// # Errors
-    /// None that can be helped: what cannot be written as JSON.
+    /// An error if a value cannot be written as JSON.
     pub fn write(&self, model: &mut ModelProto) -> Result<()> {
         model.metadata_props.retain(|entry| !self.replaces(entry.key()));
         let mut put = |key: &str, value: String| {
@@ -296,7 +296,7 @@ impl Metadata {
             .is_some_and(|key| OWN.contains(&key) || Role::ALL.iter().any(|role| role.name() == key))
     }
 
-    /// `self`, and where it says nothing, `other`; features with other names are the same features, in their order.
+    /// This metadata, with missing parts from `other`. Features are matched by their order, whatever their names.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         let mut tensors = other.tensors;
@@ -327,7 +327,10 @@ impl Metadata {
     }
 }
 
-/// A share between 0 and 0.5.
+/// The contamination from a text, 0 to 0.5.
+///
+/// # Errors
+/// A planning error if it is no number in this range.
 pub(crate) fn parse_contamination(text: &str) -> Result<f64> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=0.5).contains(&share) => Ok(share),

@@ -1,6 +1,6 @@
-//! ONNX graphs as protobuf: reading an untrusted file, cutting a part out of a graph, merging two files.
+//! ONNX graphs as protobuf: reads untrusted files, cuts parts out of graphs, merges two files.
 //!
-//! Nothing here runs a model; see [`super::runtime`] for that.
+//! [`super::runtime`] runs graphs.
 
 mod cut;
 mod dataflow;
@@ -13,7 +13,7 @@ pub(crate) use merge::{DECODER_PREFIX, merge};
 pub use read::Limits;
 pub(crate) use read::{encode, parse};
 
-/// The protobuf types of the official ONNX schema (`proto/onnx-ml.proto`), also for those who write files.
+/// The protobuf types of the official ONNX schema (`proto/onnx-ml.proto`). Exporters use them too.
 #[allow(
     clippy::all,
     missing_docs,
@@ -28,7 +28,7 @@ pub mod proto {
 
 use proto::{TypeProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto};
 
-/// Element type and dimensions of a declared tensor; a dimension that is not a number is `None`.
+/// Element type and dimensions of a declared tensor; `None` for a dimension without a number.
 pub(crate) fn declared_tensor(value: &ValueInfoProto) -> Option<(i32, Option<Vec<Option<i64>>>)> {
     let type_proto::Value::TensorType(tensor) = value.r#type.as_ref()?.value.as_ref()? else {
         return None;

@@ -43,7 +43,7 @@ pub struct RuntimeInfo {
 /// Loads ONNX Runtime at the first call, and returns its path and version.
 ///
 /// # Errors
-/// An execution error that lists all searched folders and shows the command that installs it.
+/// An execution error if it is not found, with all searched folders and the command to install it.
 pub fn runtime_info() -> Result<RuntimeInfo> {
     let loaded = loaded()?;
     Ok(RuntimeInfo { library: loaded.library.clone(), build: ort::info().to_owned(), devices: vec!["cpu".to_owned()] })
@@ -181,7 +181,10 @@ impl Session {
             if let Output::Converted(into) = output {
                 let value = self.owned(pointer)?;
                 if value.dtype().tensor_shape().map(|found| found.as_ref()) != Some(*shape) {
-                    return exec_err!("expected a tensor of shape {shape:?} from ONNX Runtime, found {}", value.dtype());
+                    return exec_err!(
+                        "expected a tensor of shape {shape:?} from ONNX Runtime, found {}",
+                        value.dtype()
+                    );
                 }
                 convert(&value, into)?;
             }
@@ -215,7 +218,8 @@ impl Session {
         let Some(pointer) = ptr::NonNull::new(pointer) else {
             return exec_err!("ONNX Runtime left an output empty");
         };
-        // SAFETY: a run of this session allocated the value, with the allocator of the session, and nothing else owns it.
+        // SAFETY: a run of this session allocated the value, with the allocator of the session, and nothing else owns
+        // it.
         Ok(unsafe { DynValue::from_ptr(pointer, Some(self.session.allocator())) })
     }
 
@@ -238,9 +242,9 @@ impl Session {
         let output_names: Vec<_> = self.outputs.iter().map(|name| name.as_ptr()).collect();
         let input_values: Vec<_> = inputs.iter().map(DynInput::ptr).collect();
         let start = Instant::now();
-        // SAFETY: names and values live until the call returns, and their counts are those of the graph (checked above).
-        // Every output is null (ONNX Runtime allocates it) or a tensor over a slice that stays mutably borrowed. One
-        // thread at a time runs a session: all callers hold `&mut self`.
+        // SAFETY: names and values live until the call returns, and their counts are those of the graph (checked
+        // above). Every output is null (ONNX Runtime allocates it) or a tensor over a slice that stays mutably
+        // borrowed. One thread at a time runs a session: all callers hold `&mut self`.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),

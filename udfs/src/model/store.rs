@@ -31,7 +31,8 @@ impl ModelName {
         let first = characters.next().is_some_and(|c| c.is_alphabetic() || c == '_');
         if !first || name.len() > 128 || !characters.all(|c| c.is_alphanumeric() || c == '_' || c == '-') {
             return plan_err!(
-                "'{name}' cannot name a model: a name has up to 128 letters, digits, _ and -, and begins with a letter or _"
+                "'{name}' cannot name a model: a name has up to 128 letters, digits, _ and -, and begins with a letter \
+                 or _"
             );
         }
         Ok(Self(name.to_owned()))
@@ -191,7 +192,8 @@ impl ModelStore {
             let newest = self.versions(name).await?.last().map_or(0, |stored| stored.version);
             if mode == Publish::New && newest > 0 {
                 return plan_err!(
-                    "model {name} exists already (version {newest}); CREATE OR REPLACE MODEL {name} … publishes the next version"
+                    "model {name} exists already (version {newest}); CREATE OR REPLACE MODEL {name} … publishes the \
+                     next version"
                 );
             }
             let options = PutOptions { mode: PutMode::Create, ..Default::default() };

@@ -60,8 +60,8 @@ pub(super) struct Measure<'a> {
 }
 
 impl<'a> Measure<'a> {
-    /// `original` and `reconstruction` are indices of fetched outputs. Without `original`, the error compares the features
-    /// themselves.
+    /// `original` and `reconstruction` are indices of fetched outputs. Without `original`, the error compares the
+    /// features themselves.
     ///
     /// # Errors
     /// A planning error if parts are requested and the feature of a compared column is unknown.
@@ -77,9 +77,7 @@ impl<'a> Measure<'a> {
         let policy = contract.null_policy;
         let original = match (original, contract.inputs.as_slice()) {
             (Some(index), _) => Original::Output(index),
-            (None, [input]) if matches!(input.element, Element::Float32 | Element::Float64) => {
-                Original::Input
-            }
+            (None, [input]) if matches!(input.element, Element::Float32 | Element::Float64) => Original::Input,
             (None, _) => {
                 let cells = rows.numbers(n_features, policy)?;
                 let block = cells.new_block();
@@ -192,8 +190,8 @@ impl<'a> Measure<'a> {
         }
     }
 
-    /// Measures rows with the error NaN again, without their missing values. A model that fills in missing values has NaN
-    /// there in its original.
+    /// Measures rows with the error NaN again, without their missing values. A model that fills in missing values has
+    /// NaN there in its original.
     fn without_nan<A: Copy + Into<f64>, B: Copy + Into<f64>>(&mut self, first: usize, a: &[A], b: &[B]) {
         let pairs = a.chunks_exact(self.width).zip(b.chunks_exact(self.width));
         for (row, (a, b)) in pairs.enumerate() {
@@ -249,8 +247,8 @@ fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Floats<'v>> {
     }
 }
 
-/// Errors of rows of `width` numbers. Compiled for several vector widths, all of which add in the same order. Its callees
-/// must be inlined; iterators with closures are not always.
+/// Errors of rows of `width` numbers. Compiled for several vector widths, all of which add in the same order. Its
+/// callees must be inlined; iterators with closures are not always.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
 fn errors<A: Copy + Into<f64>, B: Copy + Into<f64>>(
     metric: ErrorMetric,

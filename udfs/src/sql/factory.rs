@@ -25,7 +25,7 @@ use crate::model::store::{ModelName, ModelRef, read};
 use crate::model::{Model, describe};
 use crate::suggest;
 
-/// Makes functions out of ONNX files, for this session.
+/// Creates functions from ONNX files, for this session.
 #[derive(Debug)]
 pub(crate) struct OnnxFunctions {
     pub(crate) models: Models,
@@ -44,9 +44,9 @@ impl OnnxFunctions {
         match statement.params.language.map(|language| language.value) {
             Some(language) if language.eq_ignore_ascii_case("onnx") => {}
             Some(language) => {
-                return plan_err!("LANGUAGE {language} is not known; this session makes functions of LANGUAGE ONNX");
+                return plan_err!("unknown LANGUAGE {language}; this session creates functions of LANGUAGE ONNX");
             }
-            None => return plan_err!("LANGUAGE is missing; this session makes functions of LANGUAGE ONNX"),
+            None => return plan_err!("LANGUAGE is missing; this session creates functions of LANGUAGE ONNX"),
         }
         if state.scalar_functions().contains_key(&statement.name) && !statement.or_replace {
             return plan_err!("it exists already; CREATE OR REPLACE FUNCTION {} … replaces it", statement.name);
@@ -66,13 +66,13 @@ impl OnnxFunctions {
             arguments.iter().map(|data_type| Arc::new(Field::new("feature", data_type.clone(), true))).collect();
         let form = Form::of(&fields);
         if form == Form::ByName {
-            return plan_err!("its arguments must be declared: FLOAT[], or one number for each feature");
+            return plan_err!("declare its arguments: FLOAT[], or one number for each feature");
         }
         output.check(&model, &form)?;
-        let gives = output.data_type(&model, &form)?;
-        if !fits(&gives, &return_type) {
+        let output_type = output.data_type(&model, &form)?;
+        if !fits(&output_type, &return_type) {
             let expected =
-                if gives.is_nested() { "a list of numbers such as FLOAT[]" } else { "a number such as DOUBLE" };
+                if output_type.is_nested() { "a list of numbers such as FLOAT[]" } else { "a number such as DOUBLE" };
             return plan_err!("RETURNS {return_type} does not fit the output; it must be {expected}");
         }
         let function = OnnxFunction {
@@ -98,7 +98,7 @@ impl OnnxFunctions {
     }
 }
 
-/// Whether an output can be given as the declared type: a list as a list, a number as a number.
+/// Whether an output fits the declared type: a list as a list, a number as a number.
 fn fits(output: &DataType, declared: &DataType) -> bool {
     match declared {
         DataType::List(item) | DataType::LargeList(item) => output.is_nested() && item.data_type().is_floating(),
@@ -124,12 +124,12 @@ fn output(uri: &str) -> Result<(&str, Arc<dyn Function>)> {
         Some("error") => Arc::new(ReconstructionError),
         Some(other) => {
             return plan_err!(
-                "unknown output '{other}'{}; there are {}",
+                "unknown output '{other}'{}; the outputs are {}",
                 suggest::hint(other, OUTPUTS),
                 OUTPUTS.join(", ")
             );
         }
-        None => return plan_err!("'{uri}' does not say which output; add ?output=code, reconstruction or error"),
+        None => return plan_err!("'{uri}' names no output; add ?output=code, reconstruction or error"),
     };
     Ok((location, function))
 }

@@ -1,4 +1,4 @@
-//! What the statements about models do.
+//! Runs the statements about models.
 
 use std::sync::Arc;
 
@@ -13,17 +13,17 @@ use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use futures::StreamExt;
 
 use super::{CreateModel, Options, Statement, TrainerHandle, TrainingJob};
+use crate::choice::Choice;
 use crate::config::AeOptions;
 use crate::model::calibration::Calibration;
 use crate::model::catalog::Models;
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
 use crate::model::store::{ModelName, ModelRef, Publish, read, write_new};
 use crate::model::{Limits, Model, Trial, describe, describe_pair, feature_names};
-use crate::choice::Choice;
 use crate::suggest;
 use crate::tables::model_rows;
 
-/// Options that say what a file holds.
+/// Options that describe the contract of a file.
 const CONTRACT_OPTIONS: [&str; 10] = [
     "input_cols",
     "code",
@@ -37,13 +37,13 @@ const CONTRACT_OPTIONS: [&str; 10] = [
     "contamination",
 ];
 
-/// What `CREATE MODEL` can make; all but the first are trained.
+/// Types of models that `CREATE MODEL` creates. All but the first are trained.
 const MODEL_TYPES: [&str; 3] = ["onnx", "autoencoder", "classifier"];
 
-/// Runs a statement; those about models give one row that says what was done.
+/// Runs a statement. A statement about models returns rows with its result.
 ///
 /// # Errors
-/// A planning error if the statement cannot be carried out as it stands; an execution error if files fail.
+/// A planning error if the statement is invalid, an execution error if a file cannot be read or written.
 pub async fn execute(session: &SessionContext, statement: Statement) -> Result<DataFrame> {
     match statement {
         Statement::DataFusion(statement) => {
@@ -66,7 +66,7 @@ impl<'a> Handler<'a> {
         let limits = AeOptions::of(state.config_options()).limits();
         match state.config().get_extension::<Models>() {
             Some(models) => Ok(Self { session, models, limits }),
-            None => plan_err!("this session has no models; register them by aefusion_udfs::register_all"),
+            None => plan_err!("this session has no models; register them with aefusion_udfs::register_all"),
         }
     }
 
@@ -110,7 +110,7 @@ impl<'a> Handler<'a> {
             ("onnx", query) => self.import_file(name, options, query).await?,
             (other, _) if !MODEL_TYPES.contains(&other) => {
                 return plan_err!(
-                    "unknown model_type '{other}'{}; there are {}",
+                    "unknown model_type '{other}'{}; the types are {}",
                     suggest::hint(other, MODEL_TYPES),
                     MODEL_TYPES.join(", ")
                 );
@@ -119,8 +119,8 @@ impl<'a> Handler<'a> {
             (_, None) => {
                 options.finish(&import_options())?;
                 return plan_err!(
-                    "a model of type '{model_type}' is trained from the rows of a query (… AS SELECT …); a model made \
-                     elsewhere is registered with OPTIONS (model_type = 'onnx', model_path = '…')"
+                    "a model of type '{model_type}' is trained from the rows of a query (… AS SELECT …); register an \
+                     existing file with OPTIONS (model_type = 'onnx', model_path = '…')"
                 );
             }
         };
@@ -143,7 +143,7 @@ impl<'a> Handler<'a> {
             None => None,
         };
         let rows = match (rows, &file) {
-            // a file that cannot be understood is told about below
+            // `describe` below reports a file that cannot be read
             (Some(rows), Some((_, file))) => {
                 Some(in_order_of(&feature_names(file, &self.limits).unwrap_or_default(), rows)?)
             }
@@ -152,7 +152,7 @@ impl<'a> Handler<'a> {
         if let Some(rows) = &rows
             && metadata.features.replace(features_of(rows)).is_some()
         {
-            return plan_err!("give input_cols or AS SELECT, not both: each names the inputs");
+            return plan_err!("set input_cols or use AS SELECT, not both: each names the inputs");
         }
         let bytes = match (file, pair) {
             (Some((path, file)), (None, None)) => {
@@ -162,7 +162,7 @@ impl<'a> Handler<'a> {
                 let (encoder, decoder) = (read(&encoder, &self.limits).await?, read(&decoder, &self.limits).await?);
                 describe_pair(&encoder, &decoder, metadata, &self.limits)?
             }
-            _ => return plan_err!("give the option model_path, or both encoder_path and decoder_path"),
+            _ => return plan_err!("set the option model_path, or both encoder_path and decoder_path"),
         };
         match rows {
             None => Ok(bytes),
@@ -170,7 +170,8 @@ impl<'a> Handler<'a> {
         }
     }
 
-    /// A file that knows the errors of rows. As far as anyone here knows, none of them was trained on.
+    /// A copy of the file with the errors of rows as its calibration. Only the user knows whether the model was trained
+    /// on these rows.
     async fn calibrated(&self, name: &ModelName, bytes: Bytes, rows: DataFrame) -> Result<Bytes> {
         let trial = Trial::load(name, bytes.clone(), &self.limits)?;
         if trial.model().contract().require_error().is_err() {
@@ -182,7 +183,7 @@ impl<'a> Handler<'a> {
             errors.extend(trial.errors(batch?.columns())?.iter().flatten());
         }
         if errors.is_empty() {
-            // a query that only names the inputs
+            // the query has no rows: it only names the inputs
             return Ok(bytes);
         }
         let calibration = Some(Calibration::of(errors)?);
@@ -203,7 +204,7 @@ impl<'a> Handler<'a> {
     ) -> Result<Bytes> {
         let Some(trainer) = self.session.state().config().get_extension::<TrainerHandle>() else {
             return plan_err!(
-                "this build has no trainer, so it cannot train from a query; a model made elsewhere is registered with \
+                "this session has no trainer and cannot train from a query; register an existing file with \
                  OPTIONS (model_type = 'onnx', model_path = '…')"
             );
         };
@@ -215,7 +216,7 @@ impl<'a> Handler<'a> {
     async fn drop(&self, model: &ModelRef, if_exists: bool) -> Result<DataFrame> {
         let removed = self.models.remove(model).await?;
         if removed == 0 && !if_exists {
-            // says what is there instead
+            // this error lists similar names
             self.models.find(model, &self.limits).await.map_err(|e| explain(format!("DROP MODEL {model}"), e))?;
         }
         self.row(vec![("model", text(model.to_string())), ("versions_removed", number(removed))])
@@ -226,7 +227,7 @@ impl<'a> Handler<'a> {
         let metadata = take_metadata(&mut options)?;
         options.finish(&CONTRACT_OPTIONS)?;
         if metadata == Metadata::default() {
-            return plan_err!("no option is given; the options here are {}", CONTRACT_OPTIONS.join(", "));
+            return plan_err!("no option is set; the options are {}", CONTRACT_OPTIONS.join(", "));
         }
         let bytes = describe(found.bytes(), metadata, &self.limits)?;
         self.models.publish(&model.name, bytes, Publish::NextVersion, &self.limits).await?;
@@ -268,7 +269,7 @@ impl<'a> Handler<'a> {
     }
 }
 
-/// The same columns in the order in which a file names them, if it names just those.
+/// The columns in the order of a file, if the file names exactly these.
 fn in_order_of(features: &[String], rows: DataFrame) -> Result<DataFrame> {
     let columns: Vec<&String> = rows.schema().fields().iter().map(|field| field.name()).collect();
     let is_another_order = columns.len() == features.len()
@@ -281,7 +282,7 @@ fn in_order_of(features: &[String], rows: DataFrame) -> Result<DataFrame> {
     rows.select(columns)
 }
 
-/// Columns of a query as features: their names and types.
+/// The columns of a query as features: names and types.
 fn features_of(rows: &DataFrame) -> Vec<Feature> {
     let feature = |field: &Arc<datafusion::arrow::datatypes::Field>| Feature {
         type_name: Some(field.data_type().to_string()),
@@ -327,11 +328,11 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     let own = |(name, value): (&str, String)| (name.to_owned(), value);
     let mut properties: Vec<(String, String)> = properties.into_iter().map(own).collect();
     if let Some(training) = &metadata.training {
-        // these may have been altered since, and are told above
-        let is_now =
-            |name: &str| !["threshold", "calibration_rows", "calibration_rows_wanted", "contamination"].contains(&name);
-        let told = training.summary.iter().chain(&training.options).filter(|(name, _)| is_now(name));
-        properties.extend(told.map(|(name, value)| match value {
+        // ALTER MODEL may have changed these; they are listed above
+        let is_listed =
+            |name: &str| ["threshold", "calibration_rows", "calibration_rows_wanted", "contamination"].contains(&name);
+        let recorded = training.summary.iter().chain(&training.options).filter(|(name, _)| !is_listed(name));
+        properties.extend(recorded.map(|(name, value)| match value {
             serde_json::Value::String(text) => (format!("training.{name}"), text.clone()),
             other => (format!("training.{name}"), other.to_string()),
         }));
@@ -339,12 +340,12 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     properties
 }
 
-/// Options of a foreign file.
+/// Options for the registration of a file.
 fn import_options() -> Vec<&'static str> {
     ["model_type", "model_path", "encoder_path", "decoder_path"].into_iter().chain(CONTRACT_OPTIONS).collect()
 }
 
-/// Takes the options that say what a file holds.
+/// Takes the options that describe the contract of a file.
 fn take_metadata(options: &mut Options) -> Result<Metadata> {
     let mut metadata = Metadata {
         features: options.take_texts("input_cols")?.map(|names| names.into_iter().map(Feature::named).collect()),
@@ -365,7 +366,7 @@ fn take_metadata(options: &mut Options) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// Puts before an error what was being done; its kind stays.
+/// Puts the operation before the text of an error. The kind of error stays.
 pub fn explain(what: String, error: DataFusionError) -> DataFusionError {
     match error {
         DataFusionError::Plan(text) => DataFusionError::Plan(format!("{what}: {text}")),

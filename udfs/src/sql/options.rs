@@ -32,7 +32,7 @@ impl OptionValue {
     }
 }
 
-/// Options by name; each is taken once, and what is left over is unknown.
+/// Options by name. Each option is taken once; those that are left at the end are unknown.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options(BTreeMap<String, OptionValue>);
 
@@ -40,7 +40,7 @@ impl Options {
     /// Adds an option.
     ///
     /// # Errors
-    /// A planning error if it is there already.
+    /// A planning error if the option is already set.
     pub fn insert(&mut self, key: String, value: OptionValue) -> Result<()> {
         match self.0.insert(key.clone(), value) {
             None => Ok(()),
@@ -48,12 +48,12 @@ impl Options {
         }
     }
 
-    /// Whether an option is given.
+    /// Whether an option is set.
     pub fn contains(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }
 
-    /// An option, which stays to be taken.
+    /// An option, without taking it.
     pub fn get(&self, key: &str) -> Option<&OptionValue> {
         self.0.get(key)
     }
@@ -66,7 +66,7 @@ impl Options {
     /// Takes a string.
     ///
     /// # Errors
-    /// A planning error if it is something else.
+    /// A planning error if it has another type.
     pub fn take_text(&mut self, key: &str) -> Result<Option<String>> {
         match self.take(key) {
             None => Ok(None),
@@ -78,7 +78,7 @@ impl Options {
     /// Takes the name of a value.
     ///
     /// # Errors
-    /// A planning error if it is no string, or none of the names.
+    /// A planning error if it is not a string or not one of the names.
     pub fn take_choice<T: Choice>(&mut self, key: &str) -> Result<Option<T>> {
         self.take_text(key)?.map(|name| T::parse(&format!("option {key}"), &name)).transpose()
     }
@@ -86,7 +86,7 @@ impl Options {
     /// Takes a number.
     ///
     /// # Errors
-    /// A planning error if it is something else.
+    /// A planning error if it has another type.
     pub fn take_number(&mut self, key: &str) -> Result<Option<f64>> {
         match self.take(key) {
             None => Ok(None),
@@ -98,7 +98,7 @@ impl Options {
     /// Takes a whole number from 0 up.
     ///
     /// # Errors
-    /// A planning error if it is something else.
+    /// A planning error if it has another type.
     pub fn take_whole(&mut self, key: &str) -> Result<Option<u64>> {
         let value = self.take(key);
         value.map(|value| whole(key, value)).transpose()
@@ -107,7 +107,7 @@ impl Options {
     /// Takes `TRUE` or `FALSE`.
     ///
     /// # Errors
-    /// A planning error if it is something else.
+    /// A planning error if it has another type.
     pub fn take_boolean(&mut self, key: &str) -> Result<Option<bool>> {
         match self.take(key) {
             None => Ok(None),
@@ -119,7 +119,7 @@ impl Options {
     /// Takes a list of whole numbers from 0 up.
     ///
     /// # Errors
-    /// A planning error if it is something else.
+    /// A planning error if it has another type.
     pub fn take_wholes(&mut self, key: &str) -> Result<Option<Vec<u64>>> {
         match self.take(key) {
             None => Ok(None),
@@ -133,7 +133,7 @@ impl Options {
     /// Takes a list of strings.
     ///
     /// # Errors
-    /// A planning error if it is something else.
+    /// A planning error if it has another type.
     pub fn take_texts(&mut self, key: &str) -> Result<Option<Vec<String>>> {
         let text = |value| match value {
             OptionValue::Text(text) => Ok(text),
@@ -146,10 +146,10 @@ impl Options {
         }
     }
 
-    /// That nothing is left.
+    /// Checks that no option is left.
     ///
     /// # Errors
-    /// A planning error that names the unknown option and the nearest known ones.
+    /// A planning error that names an unknown option and the nearest known options.
     pub fn finish(&self, known: &[&str]) -> Result<()> {
         match self.0.keys().next() {
             None => Ok(()),
@@ -162,12 +162,12 @@ impl Options {
     }
 }
 
-/// Largest whole number below which every other one is a number of its own.
-const MOST: f64 = 9_007_199_254_740_992.0;
+/// 2^53: all whole numbers below are exact as `f64`.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 fn whole(key: &str, value: OptionValue) -> Result<u64> {
     match value {
-        OptionValue::Number(number) => match crate::numbers::whole(number).filter(|_| number < MOST) {
+        OptionValue::Number(number) => match crate::numbers::whole(number).filter(|_| number < MAX_EXACT) {
             Some(whole) => Ok(whole),
             None => plan_err!("option {key} must be a whole number from 0 up, found {number}"),
         },

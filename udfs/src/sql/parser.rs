@@ -1,4 +1,4 @@
-//! Parsing: our statements here, all others by DataFusion.
+//! Parses the statements about models. DataFusion parses all others.
 
 use std::collections::VecDeque;
 
@@ -15,10 +15,10 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 use super::{CreateModel, OptionValue, Options, Statement};
 use crate::model::store::ModelRef;
 
-/// Takes a text of statements, separated by semicolons, apart.
+/// Parses statements that are separated by semicolons.
 ///
 /// # Errors
-/// The first error of syntax.
+/// The first syntax error.
 pub fn parse(session: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
     let state = session.state();
     let options = state.config_options();
@@ -36,7 +36,7 @@ pub fn parse(session: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
 
 struct ModelParser<'a> {
     parser: DFParser<'a>,
-    /// Whether names without quotes are written in lower case.
+    /// Whether names without quotes become lower case.
     normalize: bool,
 }
 
@@ -76,7 +76,7 @@ impl ModelParser<'_> {
         }
     }
 
-    /// A word in upper case, a quoted one as `'`, or nothing.
+    /// The word `n` tokens ahead, in upper case; `'` for a string; empty for any other token.
     fn word_ahead(&self, n: usize) -> String {
         match self.parser.parser.peek_nth_token(n).token {
             Token::Word(word) => word.value.to_uppercase(),
@@ -95,11 +95,11 @@ impl ModelParser<'_> {
     fn create(&mut self, or_replace: bool) -> Result<Statement> {
         let if_not_exists = self.parser.parser.parse_keywords(&[Keyword::IF, Keyword::NOT, Keyword::EXISTS]);
         if or_replace && if_not_exists {
-            return plan_err!("CREATE MODEL: OR REPLACE and IF NOT EXISTS exclude each other");
+            return plan_err!("CREATE MODEL: use either OR REPLACE or IF NOT EXISTS");
         }
         let model = self.model()?;
         if model.version.is_some() {
-            return plan_err!("CREATE MODEL {model}: the store gives the version; leave it out");
+            return plan_err!("CREATE MODEL {model}: the store assigns the version; leave it out");
         }
         let options = match self.parser.parser.parse_keyword(Keyword::OPTIONS) {
             true => self.options()?,
@@ -153,7 +153,7 @@ impl ModelParser<'_> {
                 return self.unexpected("the name of a model");
             }
         };
-        // most dialects take @ for a part of the name
+        // in most dialects, @ is part of the name
         if !name.contains('@') && self.parser.parser.consume_token(&Token::AtSign) {
             let version = self.parser.parser.next_token().token.to_string();
             return ModelRef::parse(&format!("{name}@{version}"));

@@ -1,4 +1,4 @@
-//! Who trains a model: the interface between this plugin and a trainer.
+//! The interface between this crate and a trainer of models.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,24 +11,24 @@ use datafusion::prelude::{DataFrame, SessionContext};
 use super::Options;
 use crate::model::store::ModelName;
 
-/// A model to be trained.
+/// A model to train.
 #[derive(Debug)]
 pub struct TrainingJob {
-    /// Its name.
+    /// The name of the model.
     pub name: ModelName,
-    /// What `OPTIONS (…)` says; the trainer refuses what it does not know ([`Options::finish`]).
+    /// The options in `OPTIONS (…)`. The trainer refuses unknown options ([`Options::finish`]).
     pub options: Options,
     /// The rows to train on.
     pub rows: DataFrame,
 }
 
-/// Turns `CREATE MODEL … AS SELECT` into an ONNX file.
+/// Trains the model of `CREATE MODEL … AS SELECT`.
 #[async_trait]
 pub trait Trainer: fmt::Debug + Send + Sync {
-    /// The file, with its metadata; it is checked and published by the caller.
+    /// Trains a model and returns its ONNX file with metadata. The caller checks and publishes the file.
     ///
     /// # Errors
-    /// A planning error for options, an execution error for rows that cannot be trained on.
+    /// A planning error for invalid options, an execution error for rows that cannot be trained on.
     async fn train(&self, session: &SessionContext, job: TrainingJob) -> Result<Bytes>;
 }
 

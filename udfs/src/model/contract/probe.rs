@@ -1,4 +1,4 @@
-//! Types and shapes of a graph's tensors, seen by running it once.
+//! Types and shapes of the tensors of a graph, from a test run.
 
 use std::collections::HashMap;
 
@@ -9,18 +9,18 @@ use half::f16;
 use super::{MAX_WIDTH, TensorSpec};
 use crate::model::metadata::Metadata;
 use crate::model::onnx::proto::{ModelProto, ValueInfoProto};
-use crate::model::onnx::{Cut, cut, declared_tensor, encode, computed_tensors};
+use crate::model::onnx::{Cut, computed_tensors, cut, declared_tensor, encode};
 use crate::model::runtime::{Element, Input, Observed, Purpose, Session};
 
-/// Rows of a probe run; as many as every run is padded to.
+/// Rows of the test run: the multiple that every block is padded to.
 pub(crate) const PROBE_ROWS: usize = 16;
 
-/// What a graph takes and computes.
+/// Inputs and tensors of a graph.
 #[derive(Debug)]
 pub(super) struct Probed {
     pub(super) inputs: Vec<TensorSpec>,
     pub(super) fixed_rows: Option<usize>,
-    /// Every tensor with one row for each input row, by name.
+    /// Tensors with one row for each input row, by name.
     pub(super) tensors: HashMap<String, TensorSpec>,
 }
 
@@ -30,11 +30,11 @@ impl Probed {
     }
 }
 
-/// Runs the graph over rows of zeros, twice with different numbers of rows where that is free, and keeps what has one
-/// row of the same shape for each input row.
+/// Runs the graph over rows of zeros, twice if the number of rows is free, with different numbers. Keeps the tensors
+/// with one row of the same shape for each input row.
 ///
 /// # Errors
-/// A planning error if the inputs are not those of an autoencoder, or the graph does not run.
+/// A planning error if the inputs do not fit an autoencoder, or the graph does not run.
 pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
     let (inputs, fixed_rows) = inputs(model, metadata)?;
     let rows = fixed_rows.unwrap_or(PROBE_ROWS);
@@ -42,7 +42,7 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
     let declared: Vec<String> = graph.output.iter().map(|value| value.name().to_owned()).collect();
     let mut all: Vec<String> = computed_tensors(graph).map(str::to_owned).collect();
     all.extend(declared.iter().filter(|name| !computed_tensors(graph).any(|other| other == name.as_str())).cloned());
-    // Not every inner tensor can be looked at (sequences, optional values): then the declared outputs alone must do.
+    // Some inner tensors cannot be read (sequences, optional values). Then only the declared outputs are used.
     let (names, mut session) = match open(model, &all) {
         Ok(session) => (all, session),
         Err(_) => {
@@ -138,8 +138,8 @@ fn input(value: &ValueInfoProto, named: Option<usize>) -> Result<(TensorSpec, Op
         (1, Some(width)) if width >= known && width % known == 0 => width / known,
         _ => {
             return plan_err!(
-                "input \"{name}\" leaves its shape [N, {}] open; name its columns by the option input_cols, or export it \
-                 with all dimensions but the first fixed",
+                "input \"{name}\" leaves its shape [N, {}] open; name its columns with the option input_cols, or \
+                 export it with all dimensions fixed except the first",
                 dims.iter().map(|dim| dim.map_or("?".to_owned(), |dim| dim.to_string())).collect::<Vec<_>>().join(", ")
             );
         }

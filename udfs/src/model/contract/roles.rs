@@ -1,4 +1,4 @@
-//! Which tensor plays which role.
+//! Detects the roles of tensors.
 
 use std::collections::HashSet;
 
@@ -9,10 +9,10 @@ use super::probe::Probed;
 use super::{Found, TensorSpec};
 use crate::model::metadata::{Metadata, Role};
 use crate::model::onnx::proto::{GraphProto, ModelProto};
-use crate::model::onnx::{Dataflow, decoder_entry, computed_tensors};
+use crate::model::onnx::{Dataflow, computed_tensors, decoder_entry};
 use crate::suggest;
 
-/// Usual names of tensors, lower case.
+/// Common names of tensors, lower case.
 fn common_names(role: Role) -> &'static [&'static str] {
     match role {
         Role::Code => &[
@@ -48,7 +48,7 @@ fn common_names(role: Role) -> &'static [&'static str] {
     }
 }
 
-/// Operators that mix features, so that equally wide tensors on both sides of one are two bottlenecks.
+/// Operators that mix features. Equally wide tensors before and after one are two bottlenecks.
 const MIXING: [&str; 12] = [
     "MatMul",
     "Gemm",
@@ -74,7 +74,7 @@ pub(super) struct Roles {
     pub(super) decoder_entry: Found,
 }
 
-/// First match wins: what `metadata` says, usual names, shapes, and for the code the narrowest activation.
+/// The first match is taken: `metadata`, common names, shapes, and for the code the narrowest activation.
 pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed) -> Result<Roles> {
     let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
     let search = Search {
@@ -115,7 +115,7 @@ pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed) -> 
     };
     if code.tensor().is_none() && decoded.is_none() {
         return plan_err!(
-            "no tensor looks like a code or a reconstruction of the {} features; name them by the options code and \
+            "found no code and no reconstruction of the {} features; name them with the options code and \
              reconstruction; the outputs are {}",
             search.features,
             search.outputs_text()
@@ -134,16 +134,16 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The tensor that metadata or a usual name gives a role to.
+    /// The tensor that has a role by the metadata or by a common name.
     fn named(&self, role: Role) -> Result<Found> {
         if let Some(name) = self.metadata.tensors.get(&role) {
             return self.given(role, name).map(Found::Tensor);
         }
-        let usual = common_names(role);
-        let mut why = format!("no output is named like one; give the option {role} = 'tensor'");
+        let common = common_names(role);
+        let mut why = format!("no output has a common name for it; set the option {role} = 'tensor'");
         let mut candidates = Vec::new();
         for tensor in self.outputs() {
-            if !usual.contains(&plain(&tensor.name).as_str())
+            if !common.contains(&plain(&tensor.name).as_str())
                 || (role == Role::Reconstruction && tensor.width() != self.features)
             {
                 continue;
@@ -181,7 +181,7 @@ impl Search<'_> {
     fn checked(&self, role: Role, tensor: &TensorSpec) -> Result<TensorSpec> {
         if role == Role::Reconstruction && tensor.width() != self.features {
             return plan_err!(
-                "reconstruction {tensor} has {} numbers a row, the model takes {} features",
+                "reconstruction {tensor} has {} numbers a row, but the model takes {} features",
                 tensor.width(),
                 self.features
             );
@@ -195,9 +195,9 @@ impl Search<'_> {
             .filter(|tensor| tensor.element.is_float() && fits(tensor.width()) && !taken.contains(&tensor.name))
             .filter(|tensor| self.depends_on_features(&tensor.name))
             .collect();
-        let (random_ones, candidates): (Vec<_>, Vec<_>) =
+        let (from_random, candidates): (Vec<_>, Vec<_>) =
             candidates.into_iter().partition(|tensor| self.flow.random_source(&tensor.name).is_some());
-        match (candidates.as_slice(), random_ones.as_slice()) {
+        match (candidates.as_slice(), from_random.as_slice()) {
             ([], []) => Ok(None),
             ([], [tensor, ..]) => {
                 let operator = self.flow.random_source(&tensor.name).unwrap_or_default();
@@ -208,7 +208,7 @@ impl Search<'_> {
         }
     }
 
-    /// The narrowest activation that everything on the way from the features to `decoded` passes through.
+    /// The narrowest activation on every path from the features to `decoded`.
     fn narrowest(&self, decoded: Option<&TensorSpec>) -> Result<Option<Found>> {
         let Some(decoded) = decoded else { return Ok(None) };
         let mut passed: Vec<&TensorSpec> = computed_tensors(self.graph)
@@ -218,7 +218,7 @@ impl Search<'_> {
             .collect();
         let Some(width) = passed.iter().map(|tensor| tensor.width()).min() else { return Ok(None) };
         passed.retain(|tensor| tensor.width() == width);
-        // All of them lie on one way, so each is computed from the one before.
+        // All lie on one path: each is computed from the tensor before it.
         passed.sort_by_key(|tensor| self.flow.needed(&[&tensor.name], &[]).0.len());
         let mixes = |pair: &[&TensorSpec]| {
             let (nodes, _) = self.flow.needed(&[&pair[1].name], &[&pair[0].name]);
@@ -235,7 +235,7 @@ impl Search<'_> {
         Ok(passed.last().map(|tensor| Found::Tensor((*tensor).clone())))
     }
 
-    /// Whether `decoded` depends on the features by way of `tensor` alone.
+    /// Whether `decoded` depends on the features through `tensor` alone.
     fn is_passed(&self, tensor: &TensorSpec, decoded: &TensorSpec) -> bool {
         let (nodes, leaves) = self.flow.needed(&[&decoded.name], &[&tensor.name]);
         tensor.name != decoded.name
@@ -254,13 +254,13 @@ impl Search<'_> {
 
     fn decoder(&self, model: &ModelProto, code: &Found, reconstruction: &Found) -> Result<Found> {
         let (Found::Tensor(code), Found::Tensor(reconstruction)) = (code, reconstruction) else {
-            return Ok(Found::none("it needs both a code and a reconstruction"));
+            return Ok(Found::none("it needs a code and a reconstruction"));
         };
         match decoder_entry(model, &code.name, &[&reconstruction.name]) {
             Err(e) => Ok(Found::none(e.strip_backtrace().trim_start_matches("Error during planning: "))),
             Ok(entry) => Ok(match self.probed.tensors.get(&entry) {
                 Some(tensor) if tensor.width() == code.width() => Found::Tensor(tensor.clone()),
-                _ => Found::none(format!("the decoder reads \"{entry}\", which is not the code itself")),
+                _ => Found::none(format!("the decoder reads \"{entry}\" instead of the code")),
             }),
         }
     }
@@ -278,7 +278,7 @@ impl Search<'_> {
     }
 }
 
-/// A tensor's name without what frameworks put around it: `Dense_3/code:0` is `code`.
+/// The name of a tensor without the additions of frameworks: `Dense_3/code:0` becomes `code`.
 fn plain(name: &str) -> String {
     let name = name.rsplit('/').next().unwrap_or(name);
     let name = name.split(':').next().unwrap_or(name);
@@ -287,12 +287,13 @@ fn plain(name: &str) -> String {
 
 fn random(tensor: &TensorSpec, operator: &str) -> String {
     format!(
-        "{tensor} depends on the random operator {operator}; a query must give the same result each time, so it is not used"
+        "{tensor} depends on the random operator {operator}; it is not used, because a query must give the same result \
+         each time"
     )
 }
 
 fn ambiguous<T>(role: Role, candidates: &[&TensorSpec]) -> Result<T> {
-    plan_err!("the {role} could be any of {}; say which by the option {role} = 'tensor'", list(candidates))
+    plan_err!("the {role} could be any of {}; choose one with the option {role} = 'tensor'", list(candidates))
 }
 
 fn list(tensors: &[&TensorSpec]) -> String {

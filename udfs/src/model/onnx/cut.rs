@@ -1,4 +1,4 @@
-//! Cutting a part out of a graph: the encoder alone, or the decoder from the code on.
+//! Cuts a part out of a graph: the encoder alone, or the decoder after the code.
 
 use std::collections::HashSet;
 
@@ -8,15 +8,15 @@ use datafusion::error::Result;
 use super::proto::{GraphProto, ModelProto, ValueInfoProto};
 use super::{Dataflow, undeclared};
 
-/// Operators that change the shape of a tensor but neither its values nor their order.
+/// Operators that change the shape of a tensor, but not its values or their order.
 const RESHAPES: [&str; 5] = ["Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze"];
 
-/// Which part of a graph is wanted.
+/// A part of a graph.
 #[derive(Debug, Clone)]
 pub(crate) struct Cut {
     /// Tensors to compute.
     pub(crate) outputs: Vec<String>,
-    /// Where to start; empty: at the inputs of the file.
+    /// Tensors to start at; empty for the inputs of the file.
     pub(crate) inputs: Vec<ValueInfoProto>,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Cut {
 /// ```
 ///
 /// # Errors
-/// A planning error if an output is not in the graph or also depends on an input that is cut away.
+/// A planning error if an output is not in the graph, or depends on an input that is cut away.
 pub(crate) fn cut(model: &ModelProto, cut: &Cut) -> Result<ModelProto> {
     let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
     let flow = Dataflow::new(model, graph);
@@ -62,7 +62,7 @@ pub(crate) fn cut(model: &ModelProto, cut: &Cut) -> Result<ModelProto> {
         training_info: Vec::new(),
         metadata_props: Vec::new(),
         doc_string: None,
-        // from IR version 4 on, weights need not be inputs too
+        // since IR version 4, weights need not be inputs
         ir_version: model.ir_version.max(Some(4)),
         ..model.clone()
     })
@@ -80,15 +80,14 @@ fn is_weight(graph: &GraphProto, name: &str) -> bool {
 }
 
 fn declared_or_not(graph: &GraphProto, name: &str) -> ValueInfoProto {
-    // Only the file's own outputs: declarations of inner tensors are often wrong after a batch size was frozen.
+    // Only outputs of the file: after an export with a fixed batch size, declarations of inner tensors are often wrong.
     graph.output.iter().find(|value| value.name() == name).cloned().unwrap_or_else(|| undeclared(name))
 }
 
-/// The tensor at which a decoder that computes `outputs` from the code alone starts: `code`, or what `code` is a
-/// reshaped view of.
+/// The tensor at which the decoder of `outputs` starts: `code`, or the tensor that `code` is a reshaped view of.
 ///
 /// # Errors
-/// A planning error if the decoder also reads something else that depends on the features.
+/// A planning error if the decoder also reads another tensor that depends on the features.
 pub(crate) fn decoder_entry(model: &ModelProto, code: &str, outputs: &[&str]) -> Result<String> {
     let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
     let flow = Dataflow::new(model, graph);
@@ -100,7 +99,7 @@ pub(crate) fn decoder_entry(model: &ModelProto, code: &str, outputs: &[&str]) ->
         match flow.producer(entry) {
             Some(node) if RESHAPES.contains(&node.op_type()) && !node.input.is_empty() => entry = &node.input[0],
             _ => {
-                return plan_err!("the decoder also reads \"{other}\", so a row cannot be decoded from its code alone");
+                return plan_err!("the decoder also reads \"{other}\", and cannot decode a row from its code alone");
             }
         }
     }

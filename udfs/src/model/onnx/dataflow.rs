@@ -1,4 +1,4 @@
-//! Which tensor is computed from which.
+//! Dependencies between the tensors of a graph.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,7 +8,7 @@ use super::proto::{GraphProto, NodeProto, TensorProto};
 const RANDOM: [&str; 6] =
     ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"];
 
-/// Tensors that a node reads: its inputs, and for a node with sub-graphs what those take from outside.
+/// Tensors that a node reads: its inputs, and the outer tensors in its sub-graphs.
 pub(super) fn reads(node: &NodeProto) -> HashSet<&str> {
     let mut names: HashSet<&str> = node.input.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
     for graph in subgraphs(node) {
@@ -29,12 +29,12 @@ fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
 }
 
-/// What tells a random operator from others.
+/// Facts about a file that identify random operators.
 #[derive(Default)]
 struct Random<'a> {
-    /// Functions of the file that hold one.
+    /// Functions of the file that contain a random operator.
     functions: HashSet<&'a str>,
-    /// Stored tensors that say false.
+    /// Stored tensors with the value false.
     falses: HashSet<&'a str>,
 }
 
@@ -42,12 +42,12 @@ impl Random<'_> {
     fn is_random(&self, node: &NodeProto) -> bool {
         RANDOM.contains(&node.op_type())
             || self.functions.contains(node.op_type())
-            || (node.op_type() == "Dropout" && self.trains(node))
+            || (node.op_type() == "Dropout" && self.is_training(node))
             || subgraphs(node).flat_map(|graph| &graph.node).any(|node| self.is_random(node))
     }
 
-    /// Whether the third input of Dropout, `training_mode`, is there and may be true.
-    fn trains(&self, dropout: &NodeProto) -> bool {
+    /// Whether the third input of Dropout, `training_mode`, exists and may be true.
+    fn is_training(&self, dropout: &NodeProto) -> bool {
         dropout.input.get(2).is_some_and(|name| !name.is_empty() && !self.falses.contains(name.as_str()))
     }
 }
@@ -57,7 +57,7 @@ fn is_false(tensor: &TensorProto) -> bool {
     raw && tensor.int32_data.iter().all(|value| *value == 0)
 }
 
-/// Every tensor that a node of the top graph computes, in the order of the file.
+/// The tensors that the nodes of the top graph compute, in the order of the file.
 pub(crate) fn computed_tensors(graph: &GraphProto) -> impl Iterator<Item = &str> {
     graph.node.iter().flat_map(|node| node.output.iter().map(String::as_str)).filter(|name| !name.is_empty())
 }
@@ -78,13 +78,13 @@ impl<'a> Dataflow<'a> {
                 producer.insert(name.as_str(), index);
             }
         }
-        // A function that holds a random operator, or calls another function that does: functions may not recurse,
-        // so one pass for each function reaches the end.
-        let mut kinds = Random::default();
+        // A function is random if it contains a random operator or calls a random function. Functions cannot recurse:
+        // one pass for each function finds all.
+        let mut random_kinds = Random::default();
         for _ in &model.functions {
             for function in &model.functions {
-                if function.node.iter().any(|node| kinds.is_random(node)) {
-                    kinds.functions.insert(function.name());
+                if function.node.iter().any(|node| random_kinds.is_random(node)) {
+                    random_kinds.functions.insert(function.name());
                 }
             }
         }
@@ -93,8 +93,9 @@ impl<'a> Dataflow<'a> {
             let tensor = node.attribute.iter().find_map(|attribute| attribute.t.as_ref())?;
             Some((node.output.first()?.as_str(), tensor))
         });
-        kinds.falses = stored.chain(constants).filter(|(_, tensor)| is_false(tensor)).map(|(name, _)| name).collect();
-        let random = graph.node.iter().map(|node| kinds.is_random(node)).collect();
+        let falses = stored.chain(constants).filter(|(_, tensor)| is_false(tensor));
+        random_kinds.falses = falses.map(|(name, _)| name).collect();
+        let random = graph.node.iter().map(|node| random_kinds.is_random(node)).collect();
         Self { graph, producer, random }
     }
 
@@ -103,8 +104,7 @@ impl<'a> Dataflow<'a> {
         self.producer.get(name).map(|index| &self.graph.node[*index])
     }
 
-    /// Nodes needed for `outputs` when the tensors `given` are there already, by index, and the tensors they read that
-    /// no node computes.
+    /// The nodes that compute `outputs` from the tensors `given`, by index, and their inputs and weights.
     pub(crate) fn needed(&self, outputs: &[&str], given: &[&str]) -> (Vec<usize>, HashSet<&'a str>) {
         let mut nodes = HashSet::new();
         let mut leaves = HashSet::new();

@@ -1,4 +1,4 @@
-//! Two files, encoder and decoder, as one graph.
+//! Merges an encoder file and a decoder file into one graph.
 
 use datafusion::common::plan_err;
 use datafusion::error::Result;
@@ -6,15 +6,15 @@ use datafusion::error::Result;
 use super::cut::file_inputs;
 use super::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
 
-/// Put before every name of the decoder: two separate exports use the same names for different tensors.
+/// Prefix of all names of the decoder. Two separate exports use the same names for different tensors.
 pub(crate) const DECODER_PREFIX: &str = "decoder/";
 
-/// One model that computes what both do, the decoder reading the encoder's `code`.
+/// One model that runs both files. The decoder reads the `code` of the encoder.
 ///
-/// Outputs of the decoder are called `decoder/…` in the result.
+/// Outputs of the decoder get the names `decoder/…`.
 ///
 /// # Errors
-/// A planning error if the decoder has not one input, or the two use different versions of the operator set.
+/// A planning error if the decoder does not have exactly one input, or the versions of an operator set differ.
 pub(crate) fn merge(encoder: &ModelProto, decoder: &ModelProto, code: &str) -> Result<ModelProto> {
     let (Some(first), Some(second)) = (&encoder.graph, &decoder.graph) else {
         return plan_err!("the ONNX file holds no graph");

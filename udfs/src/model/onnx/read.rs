@@ -1,4 +1,4 @@
-//! Reading an untrusted ONNX file.
+//! Reads an untrusted ONNX file.
 
 use std::collections::HashSet;
 
@@ -9,13 +9,13 @@ use prost::Message;
 
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto};
 
-/// Operator domains that a file may use; everything else would need a custom operator library.
+/// Operator domains that a file may use. Any other domain needs a library of custom operators.
 const DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"];
 
-/// Operators of the allowed domains that reach outside of the file.
+/// Operators of the allowed domains that read outside of the file.
 const FORBIDDEN: [&str; 2] = ["EPContext", "PyOp"];
 
-/// What an untrusted file may cost.
+/// Limits for an untrusted file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Size of the file, bytes.
@@ -32,12 +32,12 @@ impl Default for Limits {
     }
 }
 
-/// Decodes a file and checks everything that can be checked without running it.
+/// Decodes a file and checks it without a run.
 ///
-/// Nesting is bounded by the protobuf decoder (100 levels).
+/// The protobuf decoder limits nesting to 100 levels.
 ///
 /// # Errors
-/// A planning error that says what is refused: not a protobuf, too large, external data, a foreign operator domain.
+/// A planning error if the file is too large or no protobuf, stores data outside, or uses another operator domain.
 pub(crate) fn parse(bytes: &Bytes, limits: &Limits) -> Result<ModelProto> {
     if bytes.len() as u64 > limits.bytes {
         return plan_err!(
@@ -48,7 +48,7 @@ pub(crate) fn parse(bytes: &Bytes, limits: &Limits) -> Result<ModelProto> {
     }
     let mut model = match ModelProto::decode(bytes.clone()) {
         Ok(model) => model,
-        Err(e) => return plan_err!("not an ONNX file, or not all of one: {e}"),
+        Err(e) => return plan_err!("not an ONNX file, or an incomplete one: {e}"),
     };
     model.training_info.clear();
     check(&model, limits)?;
@@ -142,7 +142,7 @@ impl Check<'_> {
     fn tensor(&self, tensor: &TensorProto) -> Result<()> {
         if tensor.data_location() == tensor_proto::DataLocation::External || !tensor.external_data.is_empty() {
             return plan_err!(
-                "tensor \"{}\" of the ONNX file keeps its data in another file; save the model as one file \
+                "tensor \"{}\" of the ONNX file stores its data in another file; save the model as one file \
                  (in PyTorch: torch.onnx.export(…, external_data=False))",
                 tensor.name()
             );

@@ -50,8 +50,8 @@ pub(super) fn open() -> Result<(EnvironmentBuilder, PathBuf)> {
 
 fn install_hint() -> String {
     format!(
-        "run `cargo xtask setup` in a clone of aefusion, or `pip install onnxruntime` and set {VARIABLE} to the {FILE}* \
-         in its folder onnxruntime/capi"
+        "run `cargo xtask setup` in a clone of aefusion, or `pip install onnxruntime` and set {VARIABLE} to the \
+         {FILE}* in its folder onnxruntime/capi"
     )
 }
 

@@ -9,7 +9,8 @@ use ort::value::{DynValue, Tensor};
 use super::{Element, external, loaded};
 use crate::model::onnx::proto::{ModelProto, TensorProto};
 
-/// The large weights of a graph, one copy for all of its sessions: as the file stores them, and as the kernels pack them.
+/// The large weights of a graph, one copy for all of its sessions: as the file stores them, and as the kernels pack
+/// them.
 #[derive(Debug)]
 pub(crate) struct Weights {
     tensors: Vec<(String, Arc<DynValue>)>,
@@ -17,7 +18,8 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Smallest tensor that is shared. Smaller tensors may hold shapes and axes, which ONNX Runtime must see at loading.
+    /// Smallest tensor that is shared. Smaller tensors may hold shapes and axes, which ONNX Runtime must see at
+    /// loading.
     const SHARED_BYTES: usize = 4096;
 
     /// The weights of a graph.
