@@ -19,7 +19,7 @@ macro_rules! tests {
     (@ fn $name:ident) => { $name };
     (@ async $name:ident) => { || crate::harness::block_on($name()) };
     (@ alone $name:ident) => { || crate::harness::alone(concat!(module_path!(), "::", stringify!($name)), $name) };
-    ($($(#[$attribute:meta])* $kind:tt $name:ident),* $(,)?) => {
+    ($($(#[$attribute:meta])* $kind:ident $name:ident),* $(,)?) => {
         pub(crate) const TESTS: &[(&str, fn())] =
             &[$($(#[$attribute])* (stringify!($name), crate::harness::tests!(@ $kind $name))),*];
     };

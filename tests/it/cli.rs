@@ -258,7 +258,10 @@ fn a_missing_or_old_runtime_is_one_clear_error() {
         MEAN,
     ]));
     assert!(missing.starts_with("exit code 1"), "{missing}");
-    assert!(missing.contains("ORT_DYLIB_PATH says /nowhere/libonnxruntime.so, and no such file exists"), "{missing}");
+    assert!(
+        missing.contains("ORT_DYLIB_PATH is /nowhere/libonnxruntime.so, but this file does not exist"),
+        "{missing}"
+    );
     assert!(missing.contains("cargo xtask setup") && !missing.contains("panicked"), "{missing}");
 
     let folder = tempfile::tempdir().unwrap();
@@ -345,7 +348,7 @@ fn n_models(models: &Path) -> String {
 fn an_interrupt_ends_a_training_without_a_model_or_with_its_best() {
     for (option, expected, models, says) in [
         ("", 130, 0, "interrupted: nothing is published"),
-        (", on_interrupt = 'keep'", 0, 1, "interrupted: this is the best epoch up to then"),
+        (", on_interrupt = 'keep'", 0, 1, "interrupted: the model is the best epoch so far"),
     ] {
         let store = tempfile::tempdir().unwrap();
         let rows = "sin(value) AS a, cos(value) AS b FROM generate_series(1, 5000)";

@@ -8,8 +8,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "../common/clone.rs"]
+mod clone;
 #[path = "../common/harness.rs"]
 mod harness;
+#[path = "../common/page.rs"]
+mod page;
 #[path = "../common/program.rs"]
 mod program;
 #[path = "../common/random_model.rs"]

@@ -26,7 +26,7 @@ fn publish(store: &Path, file: &Path, times: usize) -> Command {
     let statement = format!("CREATE OR REPLACE MODEL m OPTIONS (model_path = '{}')", file.display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
     command.env_remove("AEFUSION_MODELS").args(["sql", "--quiet", "--models"]).arg(store);
-    (0..times).for_each(|_| drop(command.args(["-c", &statement])));
+    command.args(std::iter::repeat_n(["-c", &statement], times).flatten());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }

@@ -68,16 +68,31 @@ fn files_that_are_no_pipeline() {
     let cases = [
         ("SELECT 1;".to_owned(), "a script of pipelines cannot return rows; run queries with aefusion sql"),
         ("SET stream.max_batch_ms = 5;".to_owned(), "the script has no pipeline; add an INSERT INTO … SELECT …"),
-        ("INSERT INTO u SELECT column1, column2 FROM still;".to_owned(), "the query reads no table that is STORED AS KAFKA"),
+        (
+            "INSERT INTO u SELECT column1, column2 FROM still;".to_owned(),
+            "the query reads no table that is STORED AS KAFKA",
+        ),
         ("INSERT INTO u SELECT t.id, u.a FROM t, u;".to_owned(), "the query reads more than one topic"),
         ("INSERT INTO elsewhere SELECT id FROM t;".to_owned(), "one transaction cannot span two clusters"),
-        ("INSERT INTO numbered SELECT id, id + 1 FROM t;".to_owned(), "the column _offset of the table cannot be written"),
+        (
+            "INSERT INTO numbered SELECT id, id + 1 FROM t;".to_owned(),
+            "the column _offset of the table cannot be written",
+        ),
         ("INSERT INTO csv SELECT id FROM t;".to_owned(), "a pipeline can write files of Parquet or JSON"),
-        ("INSERT INTO still SELECT id, a FROM t;".to_owned(), "a pipeline must write to a table that is STORED AS KAFKA"),
+        (
+            "INSERT INTO still SELECT id, a FROM t;".to_owned(),
+            "a pipeline must write to a table that is STORED AS KAFKA",
+        ),
         (copy.repeat(2), "two pipelines have the name 'pipeline-u'; use SET stream.name = '…'"),
-        (format!("SET stream.name = 'a b'; {copy}"), "the pipeline name must consist of letters, digits, '_' and '-'; found 'a b'"),
+        (
+            format!("SET stream.name = 'a b'; {copy}"),
+            "the pipeline name must consist of letters, digits, '_' and '-'; found 'a b'",
+        ),
         (format!("SET stream.max_batch_rows = 0; {copy}"), "stream.max_batch_rows must be a positive whole number"),
-        (format!("SET stream.max_batch_ms = 0; {copy}"), "stream.max_batch_ms must be a positive whole number of milliseconds"),
+        (
+            format!("SET stream.max_batch_ms = 0; {copy}"),
+            "stream.max_batch_ms must be a positive whole number of milliseconds",
+        ),
         (
             format!("SET stream.delivery = 'exactly'; {copy}"),
             "stream.delivery must be one of exactly_once, at_least_once",
@@ -100,7 +115,10 @@ fn tables_that_cannot_be() {
     const K: &str = "STORED AS KAFKA LOCATION 'kafka://127.0.0.1:1/t'";
     let cases = [
         (format!("(a INT) {}", K.replace("127.0.0.1:1/t", "t")), "LOCATION must be 'kafka://host:port/topic'"),
-        (format!("(a INT) {}", K.replace("1/t", "1/a b")), "which may have up to 249 letters, digits, '.', '_' and '-'"),
+        (
+            format!("(a INT) {}", K.replace("1/t", "1/a b")),
+            "which may have up to 249 letters, digits, '.', '_' and '-'",
+        ),
         (format!("(a INT) {}", K.replace("127.0.0.1:1", "env:UNNAMED")), "there is no environment variable UNNAMED"),
         (K.to_owned(), "a topic has no schema"),
         (format!("(_key BIGINT) {K}"), "_key must be VARCHAR or BYTEA; found Int64"),
@@ -120,7 +138,10 @@ fn tables_that_cannot_be() {
             "requires the option avro_schema.N",
         ),
         (format!("(a INT) {K} OPTIONS ('malformed' 'dead_letter')"), "requires the option dead_letter_topic"),
-        (format!("(a INT) {K} OPTIONS ('malformed' 'dead_letter', 'dead_letter_topic' 't')"), "must differ from the topic of the table"),
+        (
+            format!("(a INT) {K} OPTIONS ('malformed' 'dead_letter', 'dead_letter_topic' 't')"),
+            "must differ from the topic of the table",
+        ),
         (
             format!("(a INT) {K} OPTIONS ('dead_letter_topic' 'd')"),
             "dead_letter_topic requires malformed = 'dead_letter'",
@@ -135,7 +156,10 @@ fn tables_that_cannot_be() {
             format!("(a INT) {K} OPTIONS ('group.id' 'mine')"),
             "the option 'group.id' cannot be set: the table and the pipeline determine it",
         ),
-        (format!("(a INT) {K} OPTIONS ('plugin.library.paths' 'x')"), "the option 'plugin.library.paths' cannot be set"),
+        (
+            format!("(a INT) {K} OPTIONS ('plugin.library.paths' 'x')"),
+            "the option 'plugin.library.paths' cannot be set",
+        ),
         (format!("(a INT) {K} OPTIONS ('sasl.password' 'hunter2')"), "the option 'sasl.password' is a secret"),
         (format!("(a INT) {K} OPTIONS ('sasl.password' 'env:UNNAMED')"), "there is no environment variable UNNAMED"),
         (format!("(a INT) {K} OPTIONS ('ssl.key.pem' 'file:nowhere')"), "could not read the file 'nowhere'"),

@@ -111,7 +111,8 @@ fn folder_of_another_topic(broker: &Broker) {
     produce(broker, &from, (0..100).map(number));
     place.run_to_end(&sql(&from));
     let (status, log) = place.run(&sql(&other), &["--until-end"]).wait();
-    let expected = format!("from the topic '{from}', and cannot continue from the topic '{other}'; use SET stream.name");
+    let expected =
+        format!("from the topic '{from}', and cannot continue from the topic '{other}'; use SET stream.name");
     assert!(!status.success() && log.contains(&expected), "{log}");
 }
 

@@ -4,8 +4,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
+#[path = "../common/clone.rs"]
+mod clone;
 #[path = "../common/harness.rs"]
 mod harness;
+#[path = "../common/page.rs"]
+mod page_text;
 #[path = "../common/program.rs"]
 mod program;
 
@@ -17,6 +21,7 @@ mod page;
 mod place;
 mod tables;
 mod topics;
+mod tutorial;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -27,6 +32,7 @@ use xtask::kafka::Broker;
 type Test = fn(&Broker);
 
 fn main() -> ExitCode {
+    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
     let arguments = Arguments::from_args();
     let modules = [
         ("exactly_once", exactly_once::TESTS),
@@ -35,6 +41,7 @@ fn main() -> ExitCode {
         ("malformed", malformed::TESTS),
         ("page", page::TESTS),
         ("tables", tables::TESTS),
+        ("tutorial", tutorial::TESTS),
     ];
     let named = |(module, tests): (&'static str, &'static [(&'static str, Test)])| {
         tests.iter().map(move |(name, test)| (format!("{module}::{name}"), *test))
@@ -72,7 +79,8 @@ fn has_broker() -> Result<(), String> {
 
 fn has_java() -> Result<(), String> {
     let has = |program: &str| Command::new(program).arg("-version").output().is_ok();
-    let reason = "needs Java 17 and Maven (on Debian: apt-get install openjdk-17-jre-headless maven) for a Kafka broker";
+    let reason =
+        "needs Java 17 and Maven (on Debian: apt-get install openjdk-17-jre-headless maven) for a Kafka broker";
     if has("java") && has("mvn") { Ok(()) } else { Err(reason.to_owned()) }
 }
 

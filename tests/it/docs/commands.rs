@@ -125,7 +125,8 @@ fn cargo(words: &[&str]) -> Result<(), String> {
     if words.get(1) == Some(&"xtask") {
         let tasks = tasks();
         // a task and what it is to do: `demo stream`
-        let named = words[2..].iter().take(2).take_while(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
+        let named =
+            words[2..].iter().take(2).take_while(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
         return match named.clone().find(|name| !name.starts_with('-') && !tasks.contains(**name)) {
             Some(unknown) => Err(format!("cargo xtask has no task {unknown}")),
             None => Ok(()),

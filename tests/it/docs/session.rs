@@ -128,7 +128,8 @@ impl PageSession {
         let names = self.context().sql("SELECT DISTINCT model FROM ae_models()").await.unwrap();
         let batches = names.collect().await.unwrap();
         let column = |batch: &RecordBatch| {
-            let names = datafusion::arrow::compute::cast(batch.column(0), &datafusion::arrow::datatypes::DataType::Utf8);
+            let names =
+                datafusion::arrow::compute::cast(batch.column(0), &datafusion::arrow::datatypes::DataType::Utf8);
             let names = names.unwrap();
             let names = datafusion::arrow::array::AsArray::as_string::<i32>(&names);
             names.iter().flatten().map(str::to_owned).collect::<Vec<_>>()

@@ -1,30 +1,21 @@
 //! Blocks of shell commands: the program runs in a folder that looks like the root of the repository.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
 
 use super::commands::{self, Kind};
 use super::session::{Outcome, PageSession};
+use crate::clone;
 
-/// A folder with links to what is in the root of the repository, and its own store of models.
+/// A folder that looks like the root of the repository, with its own store of models.
 pub(super) struct Shell {
-    folder: tempfile::TempDir,
+    folder: TempDir,
 }
 
 impl Shell {
     pub(super) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for entry in root.read_dir().unwrap() {
-            let name = entry.unwrap().file_name();
-            if name != "models" && name != ".git" {
-                link(&root.join(&name), &folder.path().join(name));
-            }
-        }
-        let programs = folder.path().join(".programs");
-        std::fs::create_dir(&programs).unwrap();
-        link(Path::new(env!("CARGO_BIN_EXE_aefusion")), &programs.join("aefusion"));
-        Self { folder }
+        Self { folder: clone::folder() }
     }
 
     /// Runs the commands of a block that can run here, and checks the names in the others.
@@ -46,11 +37,8 @@ impl Shell {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.current_dir(self.folder.path()).stdin(Stdio::null());
-        command.env("PATH", format!("{}:{path}", self.folder.path().join(".programs").display()));
-        command.env_remove("AEFUSION_MODELS").env_remove("AEFUSION_READ_FILES").env("COLUMNS", "120");
+        let mut command = clone::command(&self.folder, program);
+        command.stdin(Stdio::null());
         command
     }
 
@@ -61,7 +49,7 @@ impl Shell {
             if !words.contains(&name.as_str()) || self.folder.path().join("models").join(&name).exists() {
                 continue;
             }
-            let file = self.folder.path().join(".programs").join(format!("{name}.onnx"));
+            let file = self.folder.path().join(clone::PROGRAMS).join(format!("{name}.onnx"));
             drop(std::fs::remove_file(&file));
             let export = session.run(&format!("EXPORT MODEL {name} TO '{}'", file.display())).await;
             let create = format!("CREATE MODEL {name} OPTIONS (model_path = '{}')", file.display());
@@ -73,8 +61,4 @@ impl Shell {
         }
         Ok(())
     }
-}
-
-fn link(from: &Path, to: &Path) {
-    std::os::unix::fs::symlink(from, to).unwrap();
 }

@@ -1,21 +1,23 @@
 //! The fenced blocks of a page, and how an output is compared with a block.
 
+#![allow(dead_code, reason = "each test executable uses a part")]
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A page that lives as long as the tests.
-pub(super) struct Page {
+pub(crate) struct Page {
     path: PathBuf,
     lines: Vec<&'static str>,
-    pub(super) blocks: Vec<Block<'static>>,
+    pub(crate) blocks: Vec<Block<'static>>,
 }
 
 /// A fenced block: ```` ```language modifier ````, its text, and where its lines are.
 #[derive(Debug, Clone)]
-pub(super) struct Block<'a> {
-    pub(super) language: &'a str,
-    pub(super) modifier: &'a str,
-    pub(super) text: String,
+pub(crate) struct Block<'a> {
+    pub(crate) language: &'a str,
+    pub(crate) modifier: &'a str,
+    pub(crate) text: String,
     /// Columns before the fence, as in a list.
     indent: usize,
     lines: Range<usize>,
@@ -23,18 +25,18 @@ pub(super) struct Block<'a> {
 
 impl Block<'_> {
     /// Its first line in the page, from 1.
-    pub(super) fn line(&self) -> usize {
+    pub(crate) fn line(&self) -> usize {
         self.lines.start + 1
     }
 
     /// As it stands in messages.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         format!("line {}, {} {}\n{}", self.line(), self.language, self.modifier, self.text)
     }
 }
 
 impl Page {
-    pub(super) fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let text: &'static str = std::fs::read_to_string(path).unwrap().leak();
         let lines: Vec<&'static str> = text.lines().collect();
         let mut blocks = Vec::new();
@@ -58,7 +60,7 @@ impl Page {
     }
 
     /// Writes the page with other texts for some blocks.
-    pub(super) fn write(&self, anew: Vec<(&Block<'_>, String)>) {
+    pub(crate) fn write(&self, anew: Vec<(&Block<'_>, String)>) {
         if anew.is_empty() {
             return;
         }
@@ -76,7 +78,7 @@ fn trimmed(text: &str) -> String {
 }
 
 /// Whether an output is what a page says; `…` stands for any text.
-pub(super) fn matches(expected: &str, found: &str) -> bool {
+pub(crate) fn matches(expected: &str, found: &str) -> bool {
     let (expected, found) = (trimmed(expected), trimmed(found));
     let parts: Vec<&str> = expected.split('…').collect();
     let [first, middle @ .., last] = parts.as_slice() else { return expected == found };
@@ -91,7 +93,7 @@ pub(super) fn matches(expected: &str, found: &str) -> bool {
 }
 
 /// Of outputs that a block may show, the one that is most like what it shows.
-pub(super) fn nearest(expected: &str, found: Vec<String>) -> String {
+pub(crate) fn nearest(expected: &str, found: Vec<String>) -> String {
     let first_line = |text: &str| text.trim().lines().next().map(|line| line.chars().take(6).collect::<String>());
     let wanted = first_line(expected);
     let like = found.iter().position(|found| first_line(found) == wanted).unwrap_or_default();
