@@ -1,4 +1,4 @@
-//! The one place that builds the session that every subcommand uses.
+//! Builds the session of every subcommand.
 
 mod files;
 mod mapped;
@@ -8,11 +8,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use aefusion_stream::SessionStateBuilderExt as _;
-use aefusion_train::{SqlTrainer, Unwatched, Watch};
+use aefusion_train::{SessionStateBuilderExt as _, Unwatched, Watch};
 use aefusion_udfs::SessionStateBuilderExt as _;
 use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::store::ModelStore;
-use aefusion_udfs::sql::TrainerHandle;
 use datafusion::catalog::DynamicFileCatalog;
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
@@ -20,21 +19,22 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
 
-/// Consumers of memory that an out-of-memory error names.
+/// Number of memory consumers that an out-of-memory error lists.
 const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4);
 
-/// How a session is opened.
+/// Options of a session.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
     /// Directory or URL of the model store.
     pub models: String,
-    /// Memory that operators may use before they spill, bytes; none: no limit.
+    /// Memory of operators before they spill to disk, in bytes; none: no limit.
     pub memory_limit: Option<usize>,
-    /// Map local Parquet files (`*.parquet`) into memory, which is faster than to read them. No other program may write to
-    /// them in place meanwhile: one that is cut short ends the process, on Linux with a message.
+    /// Whether local Parquet files (`*.parquet`) are mapped into memory, which is faster than reading them. Other programs
+    /// must not write to mapped files: a file that is truncated ends the process, on Linux with a message.
     pub map_files: bool,
-    /// Who watches trainings.
+    /// Observer of trainings.
     pub watch: Arc<dyn Watch>,
 }
 
@@ -45,7 +45,7 @@ impl Default for SessionOptions {
     }
 }
 
-/// A DataFusion session with autoencoders and files as tables.
+/// A DataFusion session with autoencoders, pipelines and files as tables.
 #[derive(Clone)]
 pub struct Session {
     context: SessionContext,
@@ -58,9 +58,11 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// A row group is held in memory until it is written, once for each file that is written: DataFusion's million rows and
-/// four files took 1.7 GB for a code of 64 numbers and 32 columns. Its pages of 20,000 rows, each compressed by itself,
-/// took a sixth more time than pages that end by their size alone.
+/// Limits the memory of Parquet writers.
+///
+/// Each output file holds one row group in memory. With DataFusion's defaults, a million rows and four files, a code of 64
+/// numbers and 32 columns took 1.7 GB. Its pages of 20,000 rows took a sixth more time than pages that are limited by size
+/// alone, because each page is compressed by itself.
 fn bound_writers(config: &mut SessionConfig) -> Result<()> {
     const ROW_GROUP_ROWS: usize = 128 * 1024;
     let defaults = ConfigOptions::default().execution;
@@ -78,16 +80,15 @@ fn bound_writers(config: &mut SessionConfig) -> Result<()> {
 }
 
 impl Session {
-    /// Opens a session; `DATAFUSION_…` environment variables set its defaults.
+    /// Opens a session. Environment variables `DATAFUSION_…` set its defaults.
     ///
     /// # Errors
-    /// A planning error if the model store's URL is refused.
+    /// A planning error if the model store's URL is not supported, or a `DATAFUSION_…` variable is not valid.
     pub fn open(options: &SessionOptions) -> Result<Self> {
         let models = Models::new(ModelStore::open(&options.models)?);
         let mut config = SessionConfig::from_env()?.with_information_schema(true);
         config.options_mut().explain.format = datafusion::common::format::ExplainFormat::Indent;
         bound_writers(&mut config)?;
-        config.set_extension(Arc::new(TrainerHandle(Arc::new(SqlTrainer::new(Arc::clone(&options.watch))))));
         let mut runtime = RuntimeEnvBuilder::new()
             .with_object_store_registry(Arc::new(stores::LazyStores::try_new(options.map_files)?));
         if let Some(bytes) = options.memory_limit {
@@ -99,6 +100,7 @@ impl Session {
             .with_runtime_env(runtime.build_arc()?)
             .with_default_features()
             .with_autoencoders(models.clone())
+            .with_trainer(Arc::clone(&options.watch))
             .with_pipelines()
             .build();
         let tables = Arc::new(files::FileTables::default());
@@ -109,9 +111,15 @@ impl Session {
         Ok(Self { context, models })
     }
 
-    /// DataFusion's part.
+    /// The DataFusion session.
     pub fn context(&self) -> &SessionContext {
         &self.context
+    }
+
+    /// The SQL dialect.
+    pub(crate) fn dialect(&self) -> Box<dyn Dialect> {
+        let name = self.context.state().config_options().sql_parser.dialect;
+        dialect_from_str(name).unwrap_or_else(|| Box::new(GenericDialect))
     }
 
     /// The models.

@@ -1,9 +1,12 @@
-//! The shell: history, statements of several lines, completion.
+//! The shell: history, multi-line statements, completion.
 
 use std::io::{self, Write};
 
 use datafusion::common::TableReference;
 use datafusion::error::{DataFusionError, Result};
+use datafusion::sql::sqlparser::dialect::Dialect;
+use datafusion::sql::sqlparser::keywords::ALL_KEYWORDS;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::executor::block_on;
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -16,23 +19,20 @@ use super::sql::Shell;
 use crate::session::Session;
 
 const HELP: &str = "\
-Statements end with a semicolon and may take several lines.
-  SHOW MODELS;                       models and versions
-  DESCRIBE MODEL m;                  what a model takes and gives
-  SELECT * FROM ae_features('m');    its features
-  SHOW FUNCTIONS LIKE 'ae_%';        the functions
-  SELECT * FROM 'file.parquet';      any Parquet, CSV, JSON or Arrow file
-  \\q                                 leave (or Ctrl-D)
-Tab completes keywords, functions, models, tables and columns; Ctrl-C stops a query.";
+End statements with a semicolon. They can span several lines.
+  SHOW MODELS;                       list models and versions
+  DESCRIBE MODEL m;                  show inputs, outputs and options of a model
+  SELECT * FROM ae_features('m');    list its features
+  SHOW FUNCTIONS LIKE 'ae_%';        list the functions
+  SELECT * FROM 'file.parquet';      query any Parquet, CSV, JSON or Arrow file
+  \\q                                 quit (or Ctrl-D)
+Press Tab to complete keywords, functions, models, tables and columns. Press Ctrl-C to stop a query, and again to quit
+if it does not stop.";
 
-const KEYWORDS: [&str; 48] = [
-    "ALTER", "AND", "AS", "ASC", "BETWEEN", "BY", "CASE", "CAST", "COPY", "CREATE", "DELETE", "DESC", "DESCRIBE",
-    "DISTINCT", "DROP", "ELSE", "END", "EXISTS", "EXPLAIN", "EXPORT", "FROM", "FUNCTION", "GROUP", "HAVING", "IN",
-    "INSERT", "INTO", "IS", "JOIN", "LEFT", "LIKE", "LIMIT", "MODEL", "MODELS", "NOT", "NULL", "ON", "OPTIONS", "OR",
-    "ORDER", "OVER", "REPLACE", "SELECT", "SET", "SHOW", "TABLE", "WHERE", "WITH",
-];
+/// Keywords of our statements that the parser does not know.
+const OWN_KEYWORDS: [&str; 3] = ["MODEL", "MODELS", "ONNX"];
 
-/// Reads and runs statements until the user leaves.
+/// Reads and runs statements until the user quits.
 pub(super) fn run(shell: &Shell, runtime: &tokio::runtime::Runtime) -> Result<Outcome> {
     let external = |e: ReadlineError| DataFusionError::External(Box::new(e));
     let config = Config::builder().auto_add_history(true).max_history_size(10_000).map_err(external)?.build();
@@ -40,10 +40,10 @@ pub(super) fn run(shell: &Shell, runtime: &tokio::runtime::Runtime) -> Result<Ou
     editor.set_helper(Some(ShellHelper { session: shell.session.clone(), runtime: runtime.handle().clone() }));
     let history = dirs::data_dir().map(|folder| folder.join("aefusion").join("history"));
     if let Some(history) = history.as_ref().filter(|history| history.exists()) {
-        // a history that cannot be read is no reason not to start
-        editor.load_history(history).unwrap_or_else(|e| log::warn!("history: {e}"));
+        // the shell starts without a history that cannot be read
+        editor.load_history(history).unwrap_or_else(|e| tracing::warn!("could not read {}: {e}", history.display()));
     }
-    writeln!(io::stderr(), "aefusion {}; \\? for help, \\q to leave", env!("CARGO_PKG_VERSION"))?;
+    writeln!(io::stderr(), "aefusion {}; \\? for help, \\q to quit", env!("CARGO_PKG_VERSION"))?;
     loop {
         let line = match editor.readline("ae> ") {
             Ok(line) => line,
@@ -64,7 +64,7 @@ pub(super) fn run(shell: &Shell, runtime: &tokio::runtime::Runtime) -> Result<Ou
     if let Some(history) = history {
         let saved = history.parent().map_or(Ok(()), std::fs::create_dir_all);
         if let Err(e) = saved.map_err(ReadlineError::Io).and_then(|()| editor.save_history(&history)) {
-            log::warn!("history: {e}");
+            tracing::warn!("could not write {}: {e}", history.display());
         }
     }
     Ok(Outcome::Done)
@@ -77,15 +77,26 @@ struct ShellHelper {
 }
 
 impl Validator for ShellHelper {
-    /// A statement is complete at its semicolon.
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         let input = context.input().trim();
-        let is_complete = input.is_empty()
-            || input.ends_with(';')
-            || input.starts_with('\\')
-            || ["quit", "exit", "help"].contains(&input);
+        let is_command = input.starts_with('\\') || ["quit", "exit", "help"].contains(&input);
+        let is_complete = is_command || is_complete(self.session.dialect().as_ref(), input);
         Ok(if is_complete { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
     }
+}
+
+/// Whether a text ends with a semicolon, outside strings and comments, or has nothing but comments.
+fn is_complete(dialect: &dyn Dialect, text: &str) -> bool {
+    let (tokens, is_whole) = tokens(dialect, text);
+    let last = tokens.iter().rfind(|token| !matches!(token, Token::Whitespace(_)));
+    is_whole && last.is_none_or(|last| *last == Token::SemiColon)
+}
+
+/// The tokens of a text up to an open string or comment, and whether there is none.
+fn tokens(dialect: &dyn Dialect, text: &str) -> (Vec<Token>, bool) {
+    let mut tokens = Vec::new();
+    let is_whole = Tokenizer::new(dialect, text).tokenize_with_location_into_buf(&mut tokens).is_ok();
+    (tokens.into_iter().map(|token| token.token).collect(), is_whole)
 }
 
 impl Completer for ShellHelper {
@@ -97,8 +108,8 @@ impl Completer for ShellHelper {
             .rfind(|c: char| !c.is_alphanumeric() && c != '_')
             .map_or(0, |i| i + before[i..].chars().next().map_or(1, char::len_utf8));
         let word = &before[start..];
-        // inside of a string only models make sense
-        let in_string = before.matches('\'').count() % 2 == 1;
+        // inside a string, only models make sense
+        let in_string = !tokens(self.session.dialect().as_ref(), before).1;
         let mut candidates = if in_string { self.models() } else { self.words(line) };
         candidates.retain(|candidate| candidate.to_lowercase().starts_with(&word.to_lowercase()));
         candidates.sort();
@@ -113,7 +124,7 @@ impl Completer for ShellHelper {
 impl ShellHelper {
     fn words(&self, line: &str) -> Vec<String> {
         let state = self.session.context().state();
-        let mut words: Vec<String> = KEYWORDS.iter().map(|word| (*word).to_owned()).collect();
+        let mut words: Vec<String> = ALL_KEYWORDS.iter().chain(&OWN_KEYWORDS).map(|word| (*word).to_owned()).collect();
         words.extend(state.scalar_functions().keys().cloned());
         words.extend(state.aggregate_functions().keys().cloned());
         words.extend(state.window_functions().keys().cloned());
@@ -135,14 +146,18 @@ impl ShellHelper {
         words
     }
 
-    /// Columns of the files that the statement names: what stands between quotes and is a table.
+    /// Columns of the files in the statement: its strings that are tables.
     fn file_columns(&self, line: &str) -> Vec<String> {
-        let quoted = line.split('\'').skip(1).step_by(2).filter(|name| name.contains('.'));
-        let schema = |name: &str| {
+        let string = |token| match token {
+            Token::SingleQuotedString(text) if text.contains('.') => Some(text),
+            _ => None,
+        };
+        let schema = |name: String| {
             let table = self.session.context().table_provider(TableReference::bare(name));
             self.runtime.block_on(table).ok().map(|table| table.schema())
         };
-        let schemas = quoted.filter_map(schema);
+        let (tokens, _) = tokens(self.session.dialect().as_ref(), line);
+        let schemas = tokens.into_iter().filter_map(string).filter_map(schema);
         schemas
             .flat_map(|schema| schema.fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>())
             .collect()
@@ -151,5 +166,32 @@ impl ShellHelper {
     fn models(&self) -> Vec<String> {
         let names = self.runtime.block_on(self.session.models().names()).unwrap_or_default();
         names.iter().map(ToString::to_string).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::sql::sqlparser::dialect::GenericDialect;
+
+    use super::*;
+
+    #[test]
+    fn a_statement_is_complete_at_its_semicolon() {
+        for text in ["", "SELECT 1;", "SELECT 1; -- done", "SELECT ';'; /* ; */", "-- nothing"] {
+            assert!(is_complete(&GenericDialect, text), "{text}");
+        }
+        for text in
+            ["SELECT 1", "SELECT 'a;", "SELECT 1 -- one;", "SELECT /* one;", "SELECT \"a;", "SELECT 1; SELECT 2"]
+        {
+            assert!(!is_complete(&GenericDialect, text), "{text}");
+        }
+    }
+
+    #[test]
+    fn our_keywords_are_not_the_parsers() {
+        for word in OWN_KEYWORDS {
+            assert!(!ALL_KEYWORDS.contains(&word), "{word}");
+        }
+        assert!(ALL_KEYWORDS.contains(&"SELECT") && ALL_KEYWORDS.contains(&"EXPORT"));
     }
 }

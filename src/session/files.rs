@@ -1,4 +1,4 @@
-//! `FROM 'file.parquet'`: files, globs and folders as tables.
+//! Files, globs and folders as tables: `FROM 'file.parquet'`.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use std::sync::OnceLock;
 
-/// Makes tables out of paths and URLs, by their extension.
+/// Creates tables from paths and URLs, by their extension.
 #[derive(Default)]
 pub(super) struct FileTables {
     session: OnceLock<Box<dyn Fn() -> Option<SessionState> + Send + Sync>>,
@@ -34,11 +34,11 @@ impl std::fmt::Debug for FileTables {
 }
 
 impl FileTables {
-    /// Connects the tables with the session that they are read in.
+    /// Sets the session that reads the tables.
     pub(super) fn connect(&self, context: &SessionContext) {
         let weak = context.state_weak_ref();
         let state = move || weak.upgrade().map(|state| state.read().clone());
-        // a second connection would be to the same session
+        // a second call would set the same session
         drop(self.session.set(Box::new(state)));
     }
 }
@@ -51,7 +51,7 @@ impl UrlTableFactory for FileTables {
         let is_folder = name.ends_with('/') || std::path::Path::new(name).is_dir();
         if format.is_none() && !is_folder {
             return match name.contains("://") {
-                true => plan_err!("'{name}' cannot be read as a table: {}", KNOWN),
+                true => plan_err!("'{name}' cannot be read as a table: its extension is not supported; {}", KNOWN),
                 false => Ok(None),
             };
         }
@@ -72,9 +72,10 @@ impl UrlTableFactory for FileTables {
     }
 }
 
-const KNOWN: &str = "the extensions are parquet, csv, tsv, json, ndjson, jsonl, arrow, ipc and feather, text also with gz, bz2, xz or zst";
+const KNOWN: &str = "supported are parquet, csv, tsv, json, ndjson, jsonl, arrow, ipc and feather, and text formats with gz, bz2, xz \
+                     or zst";
 
-/// The format and the extension, compression included, that a name ends in.
+/// The format of a name, by its extension, and the extension with its compression.
 fn format_of(name: &str, state: &SessionState) -> Result<Option<(Arc<dyn FileFormat>, String)>> {
     let file = name.rsplit('/').next().unwrap_or(name);
     let mut parts = file.rsplit('.');
@@ -109,7 +110,7 @@ fn format_of(name: &str, state: &SessionState) -> Result<Option<(Arc<dyn FileFor
     Ok(Some((format, whole)))
 }
 
-/// A missing file would be an empty table.
+/// Checks that a file exists: DataFusion would read a missing file as an empty table.
 async fn exists(url: &ListingTableUrl, name: &str, state: &SessionState) -> Result<()> {
     let store = state.runtime_env().object_store(url)?;
     let mut files = url.list_all_files(state, store.as_ref(), "").await?;

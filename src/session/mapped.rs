@@ -1,4 +1,4 @@
-//! Local files; Parquet is mapped into memory.
+//! Local files, with Parquet files mapped into memory.
 
 use std::fmt;
 use std::fs::File;
@@ -18,16 +18,16 @@ use object_store::{
     PutOptions, PutPayload, PutResult, RenameOptions, Result, coalesce_ranges,
 };
 
-/// Ranges that are no farther apart, in bytes, are mapped together.
+/// Ranges with at most this many bytes between them are mapped together.
 const GAP: u64 = 16 * 1024;
 
-/// More ranges than these are read: each mapping takes some of what the kernel allows a process.
+/// With more ranges than this, a file is read instead: the kernel limits the mappings of a process.
 const MAX_RANGES: usize = 1024;
 
-/// The local file system. Ranges of Parquet files are mapped and not copied: the copy, and memory for it, were a fifth of
-/// the time of a query that is mostly reading.
+/// The local file system, with ranges of Parquet files mapped instead of copied.
 ///
-/// A file that another program cuts short while it is mapped ends the process; see [`explain_bus_errors`].
+/// In a query that mostly reads, the copy and its memory took a fifth of the time. If another program truncates a file
+/// while it is mapped, the process ends; see [`explain_bus_errors`].
 #[derive(Debug)]
 pub(super) struct MappedFiles(LocalFileSystem);
 
@@ -46,26 +46,26 @@ fn map(path: PathBuf, range: Range<u64>) -> io::Result<Bytes> {
     }
     let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
     // SAFETY: the bytes must not change while they are borrowed. Nothing in this process writes to files that queries
-    // read: COPY and stores write new ones and rename them. That no other program does is up to the user, who is told so
-    // and has `--read-files` otherwise.
+    // read: COPY and stores write new files and rename them. Users must keep other programs from writing to the files, as
+    // the documentation says, or use `--read-files`.
     let mapped = unsafe { MmapOptions::new().offset(range.start).len(length).populate().map(&file)? };
     Ok(Bytes::from_owner(mapped))
 }
 
-/// Says what happened when a page is touched that a file no longer has: the kernel raises SIGBUS, which ends the process.
+/// Prints an error when a query reads a page that a truncated file no longer has. The kernel then raises SIGBUS.
 #[cfg(target_os = "linux")]
 fn explain_bus_errors() {
     use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    const TEXT: &str = "error: a local file was cut short, or its disk failed, while a query read it; what the query was \
-                        writing is not finished. Run it again, with --read-files if the file is written in place\n";
+    const TEXT: &str = "error: a local file was truncated, or its disk failed, while a query read it; the output of the query \
+                        is incomplete. Run the query again, with --read-files if other programs write to the file\n";
     static INSTALL: Once = Once::new();
-    static TOLD: AtomicBool = AtomicBool::new(false);
+    static REPORTED: AtomicBool = AtomicBool::new(false);
 
     extern "C" fn explain(_: libc::c_int) {
-        if TOLD.swap(true, Ordering::Relaxed) {
-            // another thread is at it
+        if REPORTED.swap(true, Ordering::Relaxed) {
+            // another thread reports it, and ends the process
             loop {
                 // SAFETY: async-signal-safe.
                 unsafe { libc::pause() };
@@ -86,12 +86,12 @@ fn explain_bus_errors() {
             libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) != 0
         };
         if failed {
-            log::warn!("a bus error will not be explained: {}", io::Error::last_os_error());
+            tracing::warn!("the handler of bus errors could not be installed: {}", io::Error::last_os_error());
         }
     });
 }
 
-/// Elsewhere the stack's end raises SIGBUS too.
+/// On other systems, a stack overflow raises SIGBUS as well.
 #[cfg(not(target_os = "linux"))]
 fn explain_bus_errors() {}
 
@@ -110,8 +110,8 @@ impl ObjectStore for MappedFiles {
         match coalesce_ranges(ranges, fetch, GAP).await {
             Ok(bytes) => Ok(bytes),
             Err(e) => {
-                // reads what cannot be mapped, or says what is wrong
-                log::debug!("{location} is read, it could not be mapped: {e}");
+                // reading either works or gives a better error
+                tracing::debug!("could not map {location}, so it is read: {e}");
                 self.0.get_ranges(location, ranges).await
             }
         }

@@ -1,4 +1,4 @@
-//! Object stores that are opened when a query first names one.
+//! Object stores, opened when a query first uses them.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use url::Url;
 
 use super::mapped::MappedFiles;
 
-/// The default registry; a URL that it does not know is opened with the credentials of the environment.
+/// DataFusion's registry. It opens unknown URLs with credentials from the environment.
 #[derive(Debug)]
 pub(super) struct LazyStores {
     known: DefaultObjectStoreRegistry,
@@ -17,7 +17,7 @@ pub(super) struct LazyStores {
 
 impl LazyStores {
     /// # Errors
-    /// Never: the URL of the local file system is one.
+    /// An external error if `file://` is not a URL, which does not happen.
     pub(super) fn try_new(map_files: bool) -> Result<Self> {
         let known = DefaultObjectStoreRegistry::new();
         if map_files {
@@ -42,7 +42,7 @@ impl ObjectStoreRegistry for LazyStores {
             return Ok(store);
         }
         let (store, _) = aefusion_udfs::model::store::open(url.as_str())
-            .map_err(|e: DataFusionError| e.context(format!("tables at {url} cannot be read")))?;
+            .map_err(|e: DataFusionError| e.context(format!("could not open {url} to read tables")))?;
         self.known.register_store(url, Arc::clone(&store));
         Ok(store)
     }
