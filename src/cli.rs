@@ -1,6 +1,7 @@
-//! The command line: one file a subcommand.
+//! The command line: one file per subcommand.
 
 mod doctor;
+mod interrupt;
 mod log;
 mod output;
 mod progress;
@@ -20,14 +21,16 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use datafusion::error::{DataFusionError, Result};
 
-use aefusion_udfs::message;
 use crate::session::{Session, SessionOptions};
 use aefusion_train::Watch;
+use aefusion_udfs::message;
 
-/// Exit code of a query that was interrupted by Ctrl-C.
+pub use training::summary_lines;
+
+/// Exit code after Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
-/// Autoencoders in SQL.
+/// Train and run autoencoders with SQL
 #[derive(Debug, Parser)]
 #[command(name = "aefusion", version, about, propagate_version = true)]
 pub struct Cli {
@@ -37,30 +40,30 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run SQL: a shell, or the statements that are given
+    /// Run SQL statements, or start a shell
     Sql(sql::SqlArgs),
-    /// Run the pipelines of a file over Kafka topics, until they are told to stop
+    /// Run the pipelines of a file over Kafka topics until you stop them
     #[cfg(feature = "kafka")]
     Run(run::RunArgs),
-    /// Write a page about a model: how it learnt, and what it makes of some rows
+    /// Write an HTML page about a model: its training, its errors and its worst rows
     Report(report::ReportArgs),
-    /// Tell which ONNX Runtime, devices, model store and settings are in use
+    /// Check the setup: ONNX Runtime, devices, model store and settings
     Doctor(doctor::DoctorArgs),
 }
 
-/// What all subcommands that open a session take.
+/// Options of every subcommand that opens a session.
 #[derive(Debug, Args)]
 struct SessionArgs {
-    /// Model store: a directory or a URL (s3://, gs://, az://, https://, memory:///)
+    /// Model store: a directory or URL (s3://, gs://, az://, https://, memory:///)
     #[arg(long, value_name = "DIR|URL", env = "AEFUSION_MODELS", default_value_os_t = aefusion_udfs::model::store::default_location())]
     models: PathBuf,
 
-    /// Memory that sorts, joins and aggregates may use before they spill to disk, for example 256MB
+    /// Memory for sorts, joins and aggregates before they spill to disk, for example 256MB [default: no limit]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
 
-    /// Read local Parquet files, and do not map them into memory: slower; a file that another program cuts short
-    /// meanwhile is an error, and not the end of this program
+    /// Read local Parquet files instead of mapping them into memory. This is slower, but a file that another program
+    /// truncates is an error, and does not end this program
     #[arg(long, env = "AEFUSION_READ_FILES", value_parser = clap::builder::FalseyValueParser::new())]
     read_files: bool,
 }
@@ -86,7 +89,7 @@ enum Outcome {
 }
 
 impl Cli {
-    /// Runs the command and tells the exit code: 0, 1 after an error, 130 after Ctrl-C.
+    /// Runs the command. Returns the exit code: 0, 1 after an error, 130 after Ctrl-C.
     pub fn run(self) -> ExitCode {
         let outcome = match self.command {
             Command::Sql(args) => logged("error", || args.run()),
@@ -109,7 +112,7 @@ impl Cli {
     }
 }
 
-/// Runs with a log on standard error, of what `RUST_LOG` asks for.
+/// Runs with a log on standard error. `RUST_LOG` sets its level.
 fn logged(default: &str, run: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
     log::Format::Text.start(default, log::Stderr::default());
     run()
@@ -126,7 +129,7 @@ fn is_broken_pipe(error: &DataFusionError) -> bool {
     }
 }
 
-/// Prints an error to standard error; there is nothing to do if that fails too.
+/// Prints an error to standard error. Ignores an error of the printing itself.
 fn report(error: &DataFusionError) {
     drop(writeln!(io::stderr(), "{}", message(error)));
 }

@@ -1,9 +1,9 @@
-//! `aefusion sql`: a shell, or the statements that are given.
+//! `aefusion sql`: runs SQL statements, or starts a shell.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aefusion_udfs::sql::{Statement, execute, parse};
 use clap::Args;
@@ -12,42 +12,47 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::execute_stream;
 use futures::StreamExt;
+use tokio::runtime::Runtime;
 
+use super::interrupt::Interrupts;
 use super::output::{Format, Writer};
 use super::progress::Progress;
 use super::training::TrainingProgress;
 use super::{Outcome, SessionArgs, report};
 use crate::session::Session;
 
-/// Rows that a table on a terminal shows unless it is told otherwise.
+/// Default of `--max-rows`.
 const MAX_ROWS: usize = 1000;
+
+/// Time that interrupted work has to stop and to remove its temporary files before the process ends.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct SqlArgs {
     #[command(flatten)]
     session: SessionArgs,
 
-    /// Run these statements and end; may be given several times
+    /// Run these statements and exit; can be repeated
     #[arg(short, long, value_name = "SQL")]
     command: Vec<String>,
 
-    /// Run the statements of this file and end; may be given several times, files run before commands
+    /// Run the statements of this file and exit; can be repeated. Files run before commands
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
 
-    /// How rows are printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 
-    /// Rows of a table that are printed; 0 is all. Other formats always print all
+    /// Maximum number of rows in a printed table; 0 prints all. Other formats always print all
     #[arg(long, value_name = "N", default_value_t = MAX_ROWS)]
     max_rows: usize,
 
-    /// Print neither a progress bar nor the number of rows and the time
+    /// Do not print a progress bar, the number of rows or the time
     #[arg(short, long)]
     quiet: bool,
 
-    /// Print the time that each statement took to standard error, on a terminal or not
+    /// Print the time of each statement to standard error, even if it is not a terminal
     #[arg(long)]
     timing: bool,
 }
@@ -56,19 +61,30 @@ impl SqlArgs {
     pub(super) fn run(self) -> Result<Outcome> {
         let training = Arc::new(TrainingProgress::new(self.quiet));
         let session = self.session.open(Arc::clone(&training) as _)?;
-        let runtime = tokio::runtime::Runtime::new()?;
+        let runtime = Runtime::new()?;
+        let is_interactive = self.command.is_empty() && self.file.is_empty() && io::stdin().is_terminal();
         let shell = Shell {
             session,
             training,
+            interrupts: Interrupts::handle()?,
+            is_interactive,
             format: self.format,
             max_rows: self.max_rows,
             quiet: self.quiet,
             timing: self.timing,
         };
+        let outcome = self.statements(&shell, &runtime);
+        drop(shell);
+        // not a plain drop, which would wait for a training that does not stop
+        runtime.shutdown_timeout(GRACE);
+        outcome
+    }
+
+    fn statements(&self, shell: &Shell, runtime: &Runtime) -> Result<Outcome> {
+        if shell.is_interactive {
+            return super::repl::run(shell, runtime);
+        }
         if self.command.is_empty() && self.file.is_empty() {
-            if io::stdin().is_terminal() {
-                return super::repl::run(&shell, &runtime);
-            }
             let mut script = String::new();
             io::stdin().read_to_string(&mut script)?;
             return runtime.block_on(shell.script(&script));
@@ -96,6 +112,9 @@ impl SqlArgs {
 pub(super) struct Shell {
     pub(super) session: Session,
     training: Arc<TrainingProgress>,
+    interrupts: Arc<Interrupts>,
+    /// Whether a person types the statements.
+    is_interactive: bool,
     format: Format,
     max_rows: usize,
     quiet: bool,
@@ -103,20 +122,21 @@ pub(super) struct Shell {
 }
 
 impl Shell {
-    /// Runs statements one after the other, up to the first that fails.
+    /// Runs statements one after another, up to the first that fails.
     pub(super) async fn script(&self, sql: &str) -> Result<Outcome> {
         for statement in parse(self.session.context(), sql)? {
             let ended = self.interruptible(statement).await;
-            let gave_up_training = self.training.end();
+            let is_asked_to_stop = self.interrupts.end();
+            let was_training = self.training.end();
             match ended {
-                Ok(Outcome::Done) => {}
-                Ok(Outcome::Interrupted) => {
-                    let of_training =
-                        ": nothing is published; with on_interrupt = 'keep' the best epoch so far would be";
-                    let more = if gave_up_training { of_training } else { "" };
-                    drop(writeln!(io::stderr(), "interrupted{more}"));
+                // Ctrl-C as a statement ends: the next one does not start
+                Ok(Outcome::Done | Outcome::Interrupted) if is_asked_to_stop => {
+                    let hint =
+                        ": nothing is published; to publish the best epoch so far, train with on_interrupt = 'keep'";
+                    drop(writeln!(io::stderr(), "interrupted{}", if was_training { hint } else { "" }));
                     return Ok(Outcome::Interrupted);
                 }
+                Ok(Outcome::Done) => {}
                 Ok(ended) => return Ok(ended),
                 Err(e) if super::is_broken_pipe(&e) => return Err(e),
                 Err(e) => {
@@ -128,18 +148,22 @@ impl Shell {
         Ok(Outcome::Done)
     }
 
-    /// Runs a statement, which is dropped by an interrupt: that stops everything that it had started. A training that is
-    /// to keep its best epoch ends with it instead, and is dropped by the next one.
+    /// Runs a statement until it ends or is interrupted.
+    ///
+    /// An interrupt drops the statement, which stops everything that the statement has started. With
+    /// `on_interrupt = 'keep'`, the first interrupt ends the training with its best epoch instead. The second one drops it,
+    /// or ends the program if that was given the statements.
     async fn interruptible(&self, statement: Statement) -> Result<Outcome> {
+        self.interrupts.begin();
         let mut running = std::pin::pin!(self.statement(statement));
         loop {
             tokio::select! {
                 biased;
-                signal = tokio::signal::ctrl_c() => {
-                    signal.map_err(DataFusionError::IoError)?;
+                () = self.interrupts.asked() => {
                     if !self.training.interrupt() {
                         return Ok(Outcome::Interrupted);
                     }
+                    self.interrupts.go_on(self.is_interactive);
                 }
                 ended = &mut running => return ended.map(|()| Outcome::Done),
             }
