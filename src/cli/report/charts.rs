@@ -1,4 +1,4 @@
-//! Charts, as SVG.
+//! SVG charts.
 
 use aefusion_udfs::model::metadata::Epoch;
 use datafusion::error::{DataFusionError, Result};
@@ -14,7 +14,7 @@ const GREY: RGBColor = RGBColor(120, 120, 120);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Draws on an empty sheet.
+/// Draws on an empty area, and returns the SVG.
 fn chart(draw: impl FnOnce(&Area<'_>) -> Result<(), Failed>) -> Result<String> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -25,19 +25,19 @@ fn chart(draw: impl FnOnce(&Area<'_>) -> Result<(), Failed>) -> Result<String> {
 
 type Failed = Box<dyn std::error::Error>;
 
-/// A sheet on which points of a kind `X` by `Y` are drawn.
+/// A chart with axes of the types `X` and `Y`.
 type Sheet<'a, X, Y> = ChartContext<
     'a,
     SVGBackend<'a>,
     Cartesian2d<<X as AsRangedCoord>::CoordDescType, <Y as AsRangedCoord>::CoordDescType>,
 >;
 
-/// Room for the axes, and their ranges.
+/// A chart with axes of the given ranges.
 fn axes<'a, X: AsRangedCoord, Y: AsRangedCoord>(area: &Area<'a>, x: X, y: Y) -> Result<Sheet<'a, X, Y>, Failed> {
     Ok(ChartBuilder::on(area).margin(8).x_label_area_size(36).y_label_area_size(60).build_cartesian_2d(x, y)?)
 }
 
-/// A line that the legend names.
+/// Draws a line with a name for the legend.
 fn line<'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
     points: impl IntoIterator<Item = (X::ValueType, Y::ValueType)>,
@@ -55,14 +55,14 @@ where
     Ok(())
 }
 
-/// What the lines are called.
+/// Draws the legend.
 fn legend<'a, X: Ranged, Y: Ranged>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
 ) -> Result<(), Failed> {
     Ok(chart.configure_series_labels().background_style(WHITE).border_style(GREY).label_font(FONT).draw()?)
 }
 
-/// Smallest and largest number, a little apart.
+/// Range of the finite values, with a margin.
 fn span(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     let (low, high) = values
         .filter(|value| value.is_finite())
@@ -78,7 +78,7 @@ fn number(value: u64) -> f64 {
     value as f64
 }
 
-/// Loss and held-out loss of one stage, by epoch.
+/// Training loss and held-out loss of one stage, by epoch.
 pub(super) fn loss(epochs: &[&Epoch]) -> Result<String> {
     let held_out: Vec<(f64, f64)> =
         epochs.iter().filter_map(|epoch| Some((number(epoch.epoch), epoch.held_out_loss?))).collect();
@@ -96,9 +96,9 @@ pub(super) fn loss(epochs: &[&Epoch]) -> Result<String> {
             .label_style(FONT)
             .x_label_formatter(&|x| format!("{x:.0}"))
             .draw()?;
-        line(&mut chart, trained, BLUE, "trained on".to_owned())?;
+        line(&mut chart, trained, BLUE, "training".to_owned())?;
         if !held_out.is_empty() {
-            line(&mut chart, held_out, ORANGE, "held out".to_owned())?;
+            line(&mut chart, held_out, ORANGE, "held-out".to_owned())?;
         }
         if let Some(best) = best {
             chart.draw_series(LineSeries::new([(best, y.start), (best, y.end)], GREY))?;
@@ -108,7 +108,7 @@ pub(super) fn loss(epochs: &[&Epoch]) -> Result<String> {
     })
 }
 
-/// How often errors occur, with the threshold; those that are far out are counted in the last bar.
+/// Histogram of the errors, with the threshold. The last bar includes all larger errors.
 pub(super) fn histogram(errors: &[f64], threshold: Option<f64>) -> Result<String> {
     const BARS: usize = 60;
     let mut sorted: Vec<f64> = errors.iter().copied().filter(|error| error.is_finite()).collect();
@@ -140,7 +140,7 @@ pub(super) fn histogram(errors: &[f64], threshold: Option<f64>) -> Result<String
     })
 }
 
-/// A curve in the unit square, with the line that chance gives.
+/// A curve in the unit square, with the line of a random ranking.
 pub(super) fn unit_curve(points: &[(f64, f64)], chance: [(f64, f64); 2], x: &str, y: &str) -> Result<String> {
     chart(|area| {
         let mut chart = axes(area, 0.0..1.0, 0.0..1.02)?;
@@ -151,7 +151,7 @@ pub(super) fn unit_curve(points: &[(f64, f64)], chance: [(f64, f64); 2], x: &str
     })
 }
 
-/// Codes along their first two principal axes; anomalies stand out.
+/// Codes on their first two principal components, with anomalies in orange.
 pub(super) fn scatter(points: &[(f64, f64)], is_anomaly: &[bool]) -> Result<String> {
     chart(|area| {
         let x = span(points.iter().map(|(x, _)| *x));
@@ -160,8 +160,8 @@ pub(super) fn scatter(points: &[(f64, f64)], is_anomaly: &[bool]) -> Result<Stri
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
-            .x_desc("first axis")
-            .y_desc("second axis")
+            .x_desc("first component")
+            .y_desc("second component")
             .label_style(FONT)
             .draw()?;
         let of = |wanted: bool| {
@@ -173,7 +173,7 @@ pub(super) fn scatter(points: &[(f64, f64)], is_anomaly: &[bool]) -> Result<Stri
     })
 }
 
-/// A row as it went in and as it came out, column by column.
+/// Input and reconstruction of a row, column by column.
 pub(super) fn row(input: &[f64], output: &[f64]) -> Result<String> {
     let points = |values: &[f64]| -> Vec<(f64, f64)> {
         let place = |(i, value): (usize, &f64)| ((i + 1) as f64, *value);

@@ -12,10 +12,10 @@ use super::{Scored, Worst, charts};
 use crate::cli::training::summary_lines;
 use aefusion_train::two_axes;
 
-/// Points of the scatter plot: more are a blot.
+/// Maximum number of points of the scatter plot. More would cover each other.
 const POINTS: usize = 3000;
 
-/// Causes that are shown of a row.
+/// Number of causes in the table of a row.
 const CAUSES: usize = 8;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}\
@@ -25,7 +25,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;ma
     figure{margin:0;max-width:560px}figcaption{color:#555;font-size:.93em}svg{max-width:100%;height:auto}\
     .bar{background:#1f66b2;height:.7em;display:inline-block}details{margin:.4em 0}.warning{color:#a04000}";
 
-/// A page about a model and the rows that it scored.
+/// A page about a model and the rows that it scored, as HTML.
 pub(super) fn page(model: &Model, data: Option<&str>, scored: Option<&Scored>) -> Result<String> {
     let training = model.metadata().training.as_ref();
     let markup = html! {
@@ -57,7 +57,7 @@ fn about(model: &Model, training: Option<&Training>) -> Markup {
         p {
             (contract.features.len()) " features"
             @if let Some(code) = code { ", a code of " (code) }
-            ", made by " (model.producer()) ", sha256 " code { (model.sha256_hex()) } "."
+            ", written by " (model.producer()) ", sha256 " code { (model.sha256_hex()) } "."
         }
         @if let Some(training) = training {
             @for line in summary_lines(&current(model, training)) {
@@ -67,7 +67,7 @@ fn about(model: &Model, training: Option<&Training>) -> Markup {
     }
 }
 
-/// The summary of a training, with what follows from the contamination that the model has now.
+/// The summary of a training, with threshold and warnings for the current contamination of the model.
 fn current(model: &Model, training: &Training) -> BTreeMap<String, Value> {
     let mut summary = training.summary.clone();
     summary.remove("threshold");
@@ -93,7 +93,7 @@ fn losses(training: &Training) -> Result<Markup> {
                 figure {
                     @let epochs: Vec<&Epoch> = training.history.iter().filter(|epoch| epoch.stage == stage).collect();
                     (PreEscaped(charts::loss(&epochs)?))
-                    figcaption { "Stage \u{201c}" (stage) "\u{201d}; the grey line is the epoch that was kept." }
+                    figcaption { "Stage \u{201c}" (stage) "\u{201d}. The grey line marks the epoch that was kept." }
                 }
             }
         }
@@ -108,7 +108,7 @@ fn threshold(model: &Model) -> Option<f64> {
 fn calibration(model: &Model) -> Result<Markup> {
     let Some(calibration) = &model.metadata().calibration else { return Ok(html! {}) };
     Ok(html! {
-        h2 { "Errors of the " (calibration.rows) " rows that it was calibrated on" }
+        h2 { "Errors of the " (calibration.rows) " calibration rows" }
         figure { (PreEscaped(charts::histogram(&calibration.sample(), threshold(model))?)) }
     })
 }
@@ -127,24 +127,24 @@ fn rows(model: &Model, data: &str, scored: &Scored) -> Result<Markup> {
         h2 { "Rows of " code { (data) } }
         p {
             (scored.errors.len()) " rows"
-            @if let Some(over) = over { ", " (over) " of them over the threshold" }
+            @if let Some(over) = over { ", " (over) " over the threshold" }
             @if let Some(labels) = &scored.labels {
                 "; " (labels.iter().filter(|label| **label).count()) " are known anomalies"
                 @if let Some(threshold) = threshold { ", " (found(scored, labels, threshold)) " of those over the threshold" }
             }
-            @if scored.not_finite > 0 { "; " (scored.not_finite) " more, whose error is not a finite number, are left out" }
+            @if scored.not_finite > 0 { "; " (scored.not_finite) " rows with an infinite or NaN error are left out" }
             "."
         }
         div.charts {
             figure {
                 (PreEscaped(charts::histogram(&scored.errors, threshold)?))
-                figcaption { "Errors; the last bar also holds all larger ones." }
+                figcaption { "Errors. The last bar includes all larger errors." }
             }
             @if !codes.is_empty() {
                 figure {
                     (PreEscaped(charts::scatter(&two_axes(&codes), &anomalies)?))
                     figcaption {
-                        "Codes along the two directions in which they vary most; orange: "
+                        "Codes, projected on their first two principal components. Orange: "
                         @if scored.labels.is_some() { "known anomalies." } @else { "errors over the threshold." }
                     }
                 }
@@ -155,7 +155,7 @@ fn rows(model: &Model, data: &str, scored: &Scored) -> Result<Markup> {
                     (PreEscaped(charts::row(input, output)?))
                     figcaption {
                         "Input and reconstruction of the row with the "
-                        @if i == 0 { "middle" } @else { "largest" }
+                        @if i == 0 { "median" } @else { "largest" }
                         " error, " (format!("{error:.4}")) "."
                     }
                 }
@@ -172,32 +172,32 @@ fn found(scored: &Scored, labels: &[bool], threshold: f64) -> usize {
 
 fn curves(errors: &[f64], labels: &[bool]) -> Result<Markup> {
     let Some(ranked) = Ranked::of(errors, labels) else {
-        return Ok(html! { p.warning { "The label is the same in all rows: there are no curves." } });
+        return Ok(html! { p.warning { "All rows have the same label, so there are no curves." } });
     };
     let share = ranked.positives / (ranked.positives + ranked.negatives);
     Ok(html! {
         figure {
-            (PreEscaped(charts::unit_curve(&ranked.roc, [(0.0, 0.0), (1.0, 1.0)], "share of usual rows", "share of anomalies")?))
-            figcaption { "ROC: rows above each threshold; area " (format!("{:.4}", ranked.area())) "." }
+            (PreEscaped(charts::unit_curve(&ranked.roc, [(0.0, 0.0), (1.0, 1.0)], "false positive rate", "true positive rate")?))
+            figcaption { "ROC curve: rates for each threshold. Area under the curve: " (format!("{:.4}", ranked.area())) "." }
         }
         figure {
             (PreEscaped(charts::unit_curve(&ranked.precision_recall, [(0.0, share), (1.0, share)], "recall", "precision")?))
-            figcaption { "Precision and recall; average precision " (format!("{:.4}", ranked.average_precision())) "." }
+            figcaption { "Precision and recall for each threshold. Average precision: " (format!("{:.4}", ranked.average_precision())) "." }
         }
     })
 }
 
-/// Rows ranked by their errors, equal ones together.
+/// Rows ranked by error. Rows with equal errors are one step.
 struct Ranked {
     positives: f64,
     negatives: f64,
     roc: Vec<(f64, f64)>,
-    /// Recall and precision.
+    /// Points of recall and precision.
     precision_recall: Vec<(f64, f64)>,
 }
 
 impl Ranked {
-    /// None if all labels are the same.
+    /// Returns none if all labels are equal.
     fn of(errors: &[f64], labels: &[bool]) -> Option<Self> {
         let mut order: Vec<usize> = (0..errors.len()).collect();
         order.sort_by(|a, b| errors[*b].total_cmp(&errors[*a]));
@@ -219,7 +219,7 @@ impl Ranked {
         Some(Self { positives, negatives, roc, precision_recall })
     }
 
-    /// Area under the ROC curve, by trapezia.
+    /// Area under the ROC curve, by the trapezoidal rule.
     fn area(&self) -> f64 {
         self.roc.windows(2).map(|pair| (pair[1].0 - pair[0].0) * f64::midpoint(pair[0].1, pair[1].1)).sum()
     }
@@ -233,20 +233,20 @@ impl Ranked {
 
 fn worst(rows: &[Worst]) -> Markup {
     html! {
-        @if !rows.is_empty() { h2 { "The rows with the largest errors, and what they come from" } }
+        @if !rows.is_empty() { h2 { "Rows with the largest errors, and the features responsible" } }
         @for (i, row) in rows.iter().enumerate() {
             details open[i == 0] {
                 summary { "error " (format!("{:.4}", row.error)) }
                 table {
                     tr { th { "feature" } th { "value" } th { "expected" } th { "share of the error" } }
-                    @for (feature, value, expected, share) in row.causes.iter().take(CAUSES) {
+                    @for cause in row.causes.iter().take(CAUSES) {
                         tr {
-                            td { (feature) }
-                            td.n { (value) }
-                            td.n { (expected) }
+                            td { (cause.feature) }
+                            td.n { (cause.value) }
+                            td.n { (cause.expected) }
                             td {
-                                span.bar style=(format!("width:{:.0}px", 160.0 * share)) {}
-                                " " (format!("{:.0} %", 100.0 * share))
+                                span.bar style=(format!("width:{:.0}px", 160.0 * cause.share)) {}
+                                " " (format!("{:.0} %", 100.0 * cause.share))
                             }
                         }
                     }
@@ -259,7 +259,7 @@ fn worst(rows: &[Worst]) -> Markup {
 fn options(training: Option<&Training>) -> Markup {
     html! {
         @if let Some(training) = training {
-            h2 { "Options of the training" }
+            h2 { "Training options" }
             table {
                 @for (name, value) in &training.options {
                     tr { td { (name) } td { (value) } }
@@ -269,7 +269,7 @@ fn options(training: Option<&Training>) -> Markup {
     }
 }
 
-/// A number with at most five digits behind the point; other text as it is.
+/// A number with at most five decimals; other text unchanged.
 pub(super) fn rounded(text: &str) -> String {
     match text.parse::<f64>() {
         Ok(number) if text.contains('.') => {
@@ -286,12 +286,12 @@ mod tests {
 
     #[test]
     fn areas_by_hand() {
-        // ranked: anomaly, usual, anomaly and usual with one error, usual
+        // ranked: anomaly, normal, anomaly and normal with equal errors, normal
         let errors = [9.0, 5.0, 3.0, 3.0, 1.0];
         let labels = [true, false, true, false, false];
         let ranked = Ranked::of(&errors, &labels).into_iter().next();
         let (area, precision) = ranked.map_or((0.0, 0.0), |ranked| (ranked.area(), ranked.average_precision()));
-        // pairs: 3 of the first anomaly; of the second 1 won, 1 tied, 1 lost: 4.5 of 6
+        // the first anomaly is above 3 normal rows; the second is above 1, ties with 1 and is below 1: 4.5 of 6 pairs
         assert!((area - 0.75).abs() < 1e-12, "{area}");
         // recall 0.5 at precision 1, then 0.5 more at precision 2 of 4
         assert!((precision - 0.75).abs() < 1e-12, "{precision}");
