@@ -1,6 +1,6 @@
-//! The aefusion program: autoencoders in SQL.
+//! The `aefusion` program: train and run autoencoders with SQL.
 //!
-//! The functions are in the crate `aefusion_udfs`, the trainer in `aefusion_train`, pipelines in `aefusion_stream`.
+//! Functions are in the crate `aefusion_udfs`, the trainer is in `aefusion_train`, and pipelines are in `aefusion_stream`.
 
 pub mod cli;
 pub mod session;

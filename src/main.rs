@@ -1,11 +1,11 @@
-//! The program; see [`aefusion::cli`].
+//! The `aefusion` program; see [`aefusion::cli`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
 
-/// Reading Parquet takes and frees many large buffers; the system's allocator gives each back to the kernel.
+/// Reading Parquet allocates and frees many large buffers, and the system's allocator returns each one to the kernel.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,4 +1,4 @@
-//! `aefusion doctor`: what is in use, and what is wrong.
+//! `aefusion doctor`: reports the setup and its problems.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl DoctorArgs {
         writeln!(out, "DataFusion    {}", datafusion::DATAFUSION_VERSION)?;
         match runtime_info() {
             Ok(info) => {
-                let library = info.library.map_or("linked in".to_owned(), |path| path.display().to_string());
+                let library = info.library.map_or("linked statically".to_owned(), |path| path.display().to_string());
                 writeln!(out, "ONNX Runtime  {library}\n              {}", info.build)?;
                 writeln!(out, "devices       {}", info.devices.join(", "))?;
             }
@@ -38,11 +38,11 @@ impl DoctorArgs {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         writeln!(out, "CPU           {}, {cores} cores, {}", std::env::consts::ARCH, cpu_features().join(" "))?;
-        let names = tokio::runtime::Runtime::new()?.block_on(async {
+        let count = tokio::runtime::Runtime::new()?.block_on(async {
             let rows = aefusion_udfs::sql::SessionContextExt::ae_sql(session.context(), "SHOW MODELS").await?;
             rows.count().await
         });
-        let models = match names {
+        let models = match count {
             Ok(n) => format!("{n} model files"),
             Err(e) => {
                 outcome = Outcome::Failed;
@@ -62,7 +62,7 @@ impl DoctorArgs {
     }
 }
 
-/// Vector instructions that ONNX Runtime makes use of.
+/// Vector instructions that ONNX Runtime can use.
 fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let features = [

@@ -7,22 +7,22 @@ use indicatif::ProgressBar;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How lines of the log look.
+/// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For people
+    /// Text for people
     Text,
-    /// One JSON object a line, for programs
+    /// One JSON object per line, for programs
     Json,
 }
 
 impl Format {
-    /// Starts the log; `RUST_LOG` says more or less than `default`.
+    /// Starts the log. `RUST_LOG` overrides the level `default`.
     pub(super) fn start(self, default: &str, to: Stderr) {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
         let log =
             tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(to);
-        // a second one, in a test, is none
+        // in tests, a log may have been started already
         drop(match self {
             Self::Text => log.try_init(),
             Self::Json => log.json().try_init(),
@@ -30,7 +30,7 @@ impl Format {
     }
 }
 
-/// Standard error, with a line at its end that stays there.
+/// Standard error with a status line, which stays below the log.
 #[derive(Debug, Clone)]
 pub(super) struct Stderr(pub(super) ProgressBar);
 

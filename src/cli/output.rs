@@ -1,4 +1,4 @@
-//! Rows as a table, CSV, JSON or newline-delimited JSON.
+//! Prints rows as a table, CSV, JSON or newline-delimited JSON.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::arrow::util::pretty::pretty_format_batches_with_options;
 use datafusion::error::Result;
 
-/// How rows are printed.
+/// Output format of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     /// A table with borders
     Table,
-    /// Comma-separated values with a header; lists and structs as text
+    /// Comma-separated values with a header; lists and structs are text
     Csv,
     /// One JSON array of objects
     Json,
-    /// One JSON object a line
+    /// One JSON object per line
     Ndjson,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Writer {
     format: Format,
     schema: SchemaRef,
     max_rows: usize,
-    /// Rows of a table, which is printed at the end because its widths are known only then.
+    /// Rows of a table. It is printed at the end, when the widths of its columns are known.
     kept: Vec<RecordBatch>,
     n_kept: usize,
     rows: usize,
@@ -69,7 +69,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Prints what is left and tells the number of rows.
+    /// Prints the remaining rows, and returns the number of all rows.
     pub(super) fn finish(&mut self) -> Result<usize> {
         let mut out = io::stdout().lock();
         let has_columns = !self.schema.fields().is_empty();
@@ -81,7 +81,7 @@ impl Writer {
                 let options = FormatOptions::default().with_display_error(true);
                 writeln!(out, "{}", pretty_format_batches_with_options(&self.kept, &options)?)?;
                 if self.rows > self.n_kept {
-                    writeln!(out, "the first {} of {} rows; --max-rows 0 prints all", self.n_kept, self.rows)?;
+                    writeln!(out, "showing {} of {} rows; use --max-rows 0 to show all", self.n_kept, self.rows)?;
                 }
             }
             Format::Csv if has_columns && self.rows == 0 => {
@@ -101,7 +101,7 @@ fn json_objects(batch: &RecordBatch) -> Result<String> {
     writer.write(batch)?;
     writer.finish()?;
     let text = String::from_utf8_lossy(&text);
-    // without the brackets of the array: batches become one
+    // without the brackets of the array, because all batches form one array
     Ok(text.trim().trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 
@@ -110,7 +110,7 @@ fn write_csv(out: &mut impl Write, batch: &RecordBatch, header: bool) -> Result<
     Ok(writer.write(&flat(batch)?)?)
 }
 
-/// The batch with lists and structs as text.
+/// Converts lists and structs to text.
 fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
     let schema = batch.schema();
     let mut fields = Vec::new();

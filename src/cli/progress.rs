@@ -1,4 +1,4 @@
-//! The progress bar of a long query: rows read, rows a second.
+//! The progress bar of a long query: rows read, rows per second.
 
 use std::fmt::Write;
 use std::future::Future;
@@ -10,11 +10,11 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use indicatif::{HumanFloatCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-/// A query that is faster than this shows no bar.
+/// Faster queries show no bar.
 const DELAY: Duration = Duration::from_millis(700);
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Follows a plan that is running.
+/// Shows the progress of a plan.
 #[derive(Debug)]
 pub(super) struct Progress {
     sources: Vec<Arc<dyn ExecutionPlan>>,
@@ -23,7 +23,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Follows the sources of a plan.
+    /// Starts to count the rows of the plan's sources.
     pub(super) fn start(plan: &Arc<dyn ExecutionPlan>, is_shown: bool) -> Self {
         let mut sources = Vec::new();
         collect_sources(plan, &mut sources);
@@ -37,14 +37,14 @@ impl Progress {
         };
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
-                // a bar that cannot be drawn is no error
+                // ignore errors of drawing the bar
                 write!(out, "{} rows/s", HumanFloatCount(state.per_sec().round())).unwrap_or_default();
             }));
         }
         Self { sources, bar, is_shown }
     }
 
-    /// Waits for the next batch, and draws meanwhile.
+    /// Waits for the next batch, and draws the bar in the meantime.
     pub(super) async fn watch<T>(&self, next: impl Future<Output = T>) -> T {
         if !self.is_shown {
             return next.await;
@@ -67,7 +67,7 @@ impl Progress {
         self.bar.set_position(rows as u64);
     }
 
-    /// Prints something else between two drawings.
+    /// Hides the bar while `print` runs.
     pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match self.is_shown {
             true => self.bar.suspend(print),
@@ -77,7 +77,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// Takes the bar away, also when the query was interrupted.
+    /// Removes the bar, even after an interrupt.
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
@@ -91,7 +91,7 @@ fn collect_sources(plan: &Arc<dyn ExecutionPlan>, sources: &mut Vec<Arc<dyn Exec
     children.into_iter().for_each(|child| collect_sources(child, sources));
 }
 
-/// Rows of all sources, where all know it.
+/// Number of rows of all sources, if it is known.
 fn total(sources: &[Arc<dyn ExecutionPlan>]) -> Option<u64> {
     let context = StatisticsContext::new();
     let rows =

@@ -1,4 +1,4 @@
-//! What a person sees of a training: a progress bar on a terminal, lines elsewhere, and what came out.
+//! The progress of a training, as a bar on a terminal or as lines elsewhere, and its summary.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -9,12 +9,12 @@ use indicatif::{HumanCount, HumanFloatCount, ProgressBar, ProgressDrawTarget, Pr
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use aefusion_train::{Watch, Wish};
+use aefusion_train::{Control, Watch};
 
-/// Time between two lines where there is no terminal.
+/// Time between two lines without a terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-/// Prints to standard error.
+/// Prints the progress to standard error.
 #[derive(Debug)]
 pub(super) struct TrainingProgress {
     is_quiet: bool,
@@ -28,7 +28,7 @@ pub(super) struct TrainingProgress {
 struct State {
     stage: String,
     epochs: usize,
-    /// Rows so far.
+    /// Rows of the stage that are done.
     done: usize,
     started: Instant,
     printed: Option<Instant>,
@@ -49,12 +49,12 @@ impl TrainingProgress {
         }
     }
 
-    /// After an interrupt: whether the training ends with its best epoch, and the statement is to be waited for.
+    /// Handles an interrupt. Returns whether the training will end with its best epoch, so the statement must go on.
     pub(super) fn interrupt(&self) -> bool {
         self.keeps_best.load(Ordering::Relaxed) && !self.is_to_finish.swap(true, Ordering::Relaxed)
     }
 
-    /// Takes the bar away: the statement has ended, somehow. Whether a training was under way, and did not come to its end.
+    /// Removes the bar after a statement. Returns whether a training was running and did not finish.
     pub(super) fn end(&self) -> bool {
         self.keeps_best.store(false, Ordering::Relaxed);
         self.is_to_finish.store(false, Ordering::Relaxed);
@@ -67,23 +67,23 @@ impl TrainingProgress {
         io::stderr().is_terminal()
     }
 
-    fn say(&self, line: &str) {
+    fn print(&self, line: &str) {
         if !self.is_quiet {
-            // nobody is there to be told if this fails
+            // ignore errors of writing to standard error
             drop(writeln!(io::stderr(), "{line}"));
         }
     }
 }
 
 impl Watch for TrainingProgress {
-    fn interrupts_keep(&self, keep: bool) {
+    fn keep_on_interrupt(&self, keep: bool) {
         self.keeps_best.store(keep, Ordering::Relaxed);
     }
 
     fn begin(&self, stage: &str, epochs: usize, rows: usize) {
         let mut state = self.state.lock();
         if let Some(line) = state.unprinted.take() {
-            self.say(&line);
+            self.print(&line);
         }
         let started = Instant::now();
         *state = State { stage: stage.to_owned(), epochs, done: 0, started, printed: None, unprinted: None };
@@ -124,7 +124,7 @@ impl Watch for TrainingProgress {
         if state.printed.is_none_or(|printed| printed.elapsed() > BETWEEN_LINES) {
             state.printed = Some(Instant::now());
             state.unprinted = None;
-            self.say(&line);
+            self.print(&line);
         } else {
             state.unprinted = Some(line);
         }
@@ -134,20 +134,20 @@ impl Watch for TrainingProgress {
         let mut state = self.state.lock();
         self.bar.finish_and_clear();
         if let Some(line) = state.unprinted.take() {
-            self.say(&line);
+            self.print(&line);
         }
         state.stage.clear();
         let summary = summary.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-        summary_lines(&summary).iter().for_each(|line| self.say(line));
+        summary_lines(&summary).iter().for_each(|line| self.print(line));
     }
 
-    fn wish(&self) -> Wish {
-        if self.is_to_finish.load(Ordering::Relaxed) { Wish::Finish } else { Wish::GoOn }
+    fn control(&self) -> Control {
+        if self.is_to_finish.load(Ordering::Relaxed) { Control::Finish } else { Control::Continue }
     }
 }
 
-/// What came out, as sentences; a model that learnt nothing is told as such.
-pub(super) fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
+/// The summary of a training as sentences, with a warning if the model has learned nothing.
+pub fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
     let value = |name: &str| summary.get(name);
     let number = |name: &str| value(name).and_then(Value::as_f64);
     let count = |name: &str| HumanCount(value(name).and_then(Value::as_u64).unwrap_or_default()).to_string();
@@ -156,39 +156,42 @@ pub(super) fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
     let held_out = number("held_out_error").map(|error| (error, format!("{} held-out", count("held_out_rows"))));
     let trained_on = number("training_error").map(|error| (error, format!("the {} training", count("rows"))));
     if let Some((error, which)) = held_out.or(trained_on) {
-        let mean = number("mean_only_error").map(|mean| format!("; the mean of each column gives {mean:.5}"));
-        let pca = number("pca_error").map(|pca| format!(", principal components as many as the code {pca:.5}"));
-        let floors = [mean, pca].into_iter().flatten().collect::<String>();
-        lines.push(format!("mean squared error of {which} rows {error:.5}{floors}"));
+        let mean = number("mean_only_error").map(|mean| format!("column means {mean:.5}"));
+        let pca = number("pca_error").map(|pca| format!("PCA with as many components as the code {pca:.5}"));
+        let baselines: Vec<String> = [mean, pca].into_iter().flatten().collect();
+        let compared = if baselines.is_empty() { String::new() } else { format!(" ({})", baselines.join(", ")) };
+        lines.push(format!("mean squared error of {which} rows: {error:.5}{compared}"));
         if number("mean_only_error").is_some_and(|mean| error >= 0.99 * mean) {
             lines.push(
-                "warning: the model reconstructs no better than the mean of each column: it learnt nothing; give it more rows, \
-                 epochs (max_iterations), a wider code (hidden_units), or another learn_rate"
+                "warning: the model is no better than the mean of each column, so it has learned nothing. Train on more rows, or \
+                 try more epochs (max_iterations), a wider code (hidden_units) or another learn_rate."
                     .to_owned(),
             );
         }
     }
     if let Some(accuracy) = number("held_out_accuracy") {
-        lines.push(format!("accuracy on held-out rows {accuracy:.4}"));
+        lines.push(format!("accuracy on the held-out rows: {accuracy:.4}"));
     }
     if let Some(accuracy) = number("training_accuracy") {
-        lines.push(format!("accuracy on the training rows {accuracy:.4}"));
+        lines.push(format!("accuracy on the training rows: {accuracy:.4}"));
     }
     lines.push(match number("threshold") {
         Some(threshold) => format!(
-            "calibrated on {} other rows: an error from {threshold:.5} up is an anomaly",
+            "calibrated on {} other rows: an error of {threshold:.5} or more is an anomaly",
             count("calibration_rows")
         ),
-        None => "not calibrated: no rows were left for it, so that there are no p-values".to_owned(),
+        None => "not calibrated: no rows were left for calibration, so there are no p-values".to_owned(),
     });
     if let Some(wanted) = number("calibration_rows_wanted") {
         lines.push(format!(
-            "warning: the contamination takes {wanted} rows to calibrate on; with fewer, whatever errs more than all of them is \
-             an anomaly; give more rows, or a larger calibration_fraction or contamination"
+            "warning: the contamination needs at least {wanted} calibration rows, but there are {}. Until then, only rows with \
+             a larger error than all of them count as anomalies. Train on more rows, or raise calibration_fraction or \
+             contamination.",
+            count("calibration_rows")
         ));
     }
     if value("interrupted").is_some() {
-        lines.push("interrupted: this is the best epoch up to then".to_owned());
+        lines.push("interrupted: the model is the best epoch so far".to_owned());
     }
     lines
 }

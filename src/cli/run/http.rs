@@ -1,4 +1,4 @@
-//! What a pipeline shows of itself to others.
+//! The HTTP server of `aefusion run`: status page, metrics and health.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,16 +13,12 @@ use datafusion::error::{DataFusionError, Result};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-
-/// Type of the text of [`Metrics::text`].
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-struct Shown {
+struct Pages {
     all: Vec<Arc<Stats>>,
     metrics: Arc<Metrics>,
 }
 
-/// Serves pages about pipelines.
+/// Serves the status of pipelines.
 #[derive(Debug)]
 pub(super) struct Server {
     listener: TcpListener,
@@ -30,14 +26,16 @@ pub(super) struct Server {
 }
 
 impl Server {
+    /// Starts to listen.
+    ///
     /// # Errors
-    /// An error if the address cannot be had.
+    /// An I/O error if the address cannot be bound.
     pub(super) async fn bind(address: SocketAddr, pipelines: &Pipelines) -> Result<Self> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|e| DataFusionError::IoError(e).context(format!("--http {address}: could not listen there")))?;
+        let listener = TcpListener::bind(address).await.map_err(|e| {
+            DataFusionError::IoError(e).context(format!("--http {address}: could not listen at this address"))
+        })?;
         let at = listener.local_addr().map_err(DataFusionError::IoError)?;
-        tracing::info!("page at http://{at}/, metrics at http://{at}/metrics");
+        tracing::info!("status page at http://{at}/, metrics at http://{at}/metrics");
         let router = Router::new()
             .route("/", get(|| async { Html(include_str!("page/index.html")) }))
             .route("/page.js", get(|| async { script(include_str!("page/page.js")) }))
@@ -48,14 +46,14 @@ impl Server {
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics_text))
             .route("/pipelines.json", get(snapshots))
-            .with_state(Arc::new(Shown { all: pipelines.stats().to_vec(), metrics: Arc::clone(pipelines.metrics()) }));
+            .with_state(Arc::new(Pages { all: pipelines.stats().to_vec(), metrics: Arc::clone(pipelines.metrics()) }));
         Ok(Self { listener, router })
     }
 
     /// Serves until it is dropped.
     pub(super) async fn serve(self) {
         if let Err(error) = axum::serve(self.listener, self.router).await {
-            tracing::error!("the page is no longer served: {error}");
+            tracing::error!("the status page has stopped: {error}");
         }
     }
 }
@@ -68,21 +66,20 @@ fn style(text: &'static str) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], text)
 }
 
-/// Whether every pipeline reads.
-async fn ready(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
-    let waiting: Vec<&str> =
-        shown.all.iter().filter(|stats| !stats.is_ready()).map(|stats| stats.pipeline()).collect();
+/// Whether every pipeline is reading.
+async fn ready(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    let waiting: Vec<&str> = pages.all.iter().filter(|stats| !stats.is_ready()).map(|stats| stats.pipeline()).collect();
     match waiting.is_empty() {
         true => (StatusCode::OK, "ready\n".to_owned()),
         false => (StatusCode::SERVICE_UNAVAILABLE, format!("not reading: {}\n", waiting.join(", "))),
     }
 }
 
-async fn metrics_text(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], shown.metrics.text())
+async fn metrics_text(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], pages.metrics.text())
 }
 
-async fn snapshots(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
-    let pipelines: Vec<_> = shown.all.iter().map(|stats| stats.snapshot()).collect();
+async fn snapshots(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    let pipelines: Vec<_> = pages.all.iter().map(|stats| stats.snapshot()).collect();
     Json(json!({ "version": env!("CARGO_PKG_VERSION"), "pipelines": pipelines }))
 }

@@ -1,4 +1,4 @@
-// Draws what /pipelines.json tells, once a second.
+// Shows /pipelines.json, updated every second.
 "use strict";
 
 const pipelines = new Map();
@@ -12,7 +12,7 @@ function element(tag, text, name) {
   return made;
 }
 
-// A computed colour: canvases know no light-dark().
+// A computed color: canvas does not support light-dark().
 function resolved(name) {
   const probe = element("span");
   probe.style.color = `var(${name})`;
@@ -38,7 +38,7 @@ function chart(at, series, options) {
 
 const line = (name, label) => ({ label, stroke: resolved(name), width: 1.5, points: { show: false } });
 
-// Bins with rows in them, on a logarithmic axis, with the threshold as a line.
+// Histogram with a logarithmic axis, and the threshold as a line.
 function histogram(at, model) {
   const threshold = model.threshold;
   return chart(at, [{ label: "rows", stroke: resolved("--blue"), fill: resolved("--blue"), paths: uPlot.paths.bars({ size: [0.9, 100] }), points: { show: false } }], {
@@ -116,10 +116,10 @@ function showModel(shown, name, model) {
   const first = model.counts.findIndex((n) => n > 0);
   const last = model.counts.length - [...model.counts].reverse().findIndex((n) => n > 0);
   if (first < 0) return;
-  // the threshold is on it too
+  // include the threshold
   const at = model.threshold == null ? first : model.edges.findLastIndex((edge) => edge <= model.threshold);
   const bins = [Math.max(0, Math.min(first, at) - 1), Math.min(model.counts.length, Math.max(last, at + 1) + 1)];
-  // a logarithmic axis of nothing cannot be drawn
+  // a logarithmic axis needs data
   known.chart ??= histogram(figure.lastChild, model);
   known.chart.setData([model.edges.slice(...bins), model.counts.slice(...bins)]);
 }
@@ -140,13 +140,13 @@ function row(anomaly) {
 async function refresh() {
   const connection = document.getElementById("connection");
   try {
-    const told = await (await fetch("/pipelines.json")).json();
-    document.getElementById("version").textContent = told.version;
-    told.pipelines.forEach(show);
+    const status = await (await fetch("/pipelines.json")).json();
+    document.getElementById("version").textContent = status.version;
+    status.pipelines.forEach(show);
     connection.textContent = "live";
     connection.className = "";
   } catch (error) {
-    connection.textContent = "no answer from the program";
+    connection.textContent = "connection lost";
     connection.className = "lost";
     console.error(error);
   }
