@@ -1,0 +1,95 @@
+//! The results of a training by name, as `DESCRIBE MODEL` and the command line show them.
+
+use aefusion_udfs::model::calibration::Calibration;
+use datafusion::error::Result;
+use serde_json::{Value, json};
+
+use crate::evaluate::evaluate;
+use crate::export::Networks;
+use crate::finish::Finished;
+use crate::gradient::{Loss, Objective};
+use crate::network::Network;
+use crate::pca::Axes;
+use crate::watch::Control;
+
+/// With more columns, principal axes would take longer than the training.
+const MOST_PCA_COLUMNS: usize = 512;
+
+/// Number of rows from which the principal axes are computed.
+const PCA_ROWS: usize = 100_000;
+
+/// The results of a training, in the order in which they are shown.
+///
+/// Errors and accuracy are those of the held-out rows; of the training rows if no row was held out.
+///
+/// # Errors
+/// An execution error if rows cannot be read back, or if the training was aborted.
+pub(crate) fn summary(
+    finished: &Finished<'_>,
+    calibration: Option<&Calibration>,
+) -> Result<Vec<(&'static str, Value)>> {
+    let Finished { recipe, design, parts, trained, .. } = finished;
+    let Networks { encoder, decoder, head } = &trained.networks;
+    let (context, seed) = (&recipe.context, recipe.config.fit.seed);
+    let (measured, error, accuracy) = match parts.held_out.len() {
+        0 => (&parts.train, "training_error", "training_accuracy"),
+        _ => (&parts.held_out, "held_out_error", "held_out_accuracy"),
+    };
+    let mut summary = vec![
+        ("shape", json!(shape(&trained.networks))),
+        ("rows", json!(parts.train.len())),
+        ("held_out_rows", json!(parts.held_out.len())),
+        ("calibration_rows", json!(calibration.map_or(0, |calibration| calibration.rows))),
+        ("epochs", json!(trained.history.len())),
+    ];
+    if let Some(best) = trained.history.iter().rfind(|epoch| epoch.is_best) {
+        summary.push(("loss", json!(best.loss)));
+    }
+    let network = encoder.then(decoder);
+    let plain = |network: &Network, loss| Objective::plain(loss, 0..network.layers().len());
+    let squared = Loss::Reconstruction { of: 0, absolute: false };
+    if let Some(evaluation) = evaluate(&network, &plain(&network, squared), measured, seed)? {
+        summary.push((error, json!(evaluation.loss)));
+    }
+    let axes = match design.width <= MOST_PCA_COLUMNS {
+        true => Axes::of(&parts.train, encoder.outputs().min(design.width), PCA_ROWS, context)?,
+        false => Axes::mean_alone(&parts.train, context)?,
+    };
+    let floors = axes.floors(measured, context)?;
+    summary.push(("mean_only_error", json!(floors.mean_only)));
+    // as many axes as columns lose nothing, and say nothing
+    if (1..design.width).contains(&axes.axes.len()) {
+        summary.push(("pca_error", json!(floors.pca)));
+    }
+    if let Some(head) = head {
+        let classifier = encoder.then(head);
+        let objective = plain(&classifier, Loss::CrossEntropy);
+        if let Some(evaluation) = evaluate(&classifier, &objective, measured, seed)? {
+            summary.push((accuracy, json!(evaluation.accuracy)));
+        }
+    }
+    if let Some(calibration) = calibration {
+        let contamination = recipe.config.contamination;
+        summary.push(("threshold", json!(calibration.threshold(contamination))));
+        if let Some(wanted) = calibration.rows_wanted(contamination) {
+            summary.push(("calibration_rows_wanted", json!(wanted)));
+        }
+    }
+    if context.watch.control() == Control::Finish {
+        summary.push(("interrupted", json!(true)));
+    }
+    Ok(summary)
+}
+
+/// The widths of all layers, such as `36-24-6-24-36`.
+fn shape(networks: &Networks) -> String {
+    let widths =
+        |network: &Network| -> Vec<String> { network.layers().iter().map(|layer| layer.outputs.to_string()).collect() };
+    let mut all = vec![networks.encoder.inputs().to_string()];
+    all.extend(widths(&networks.encoder));
+    all.extend(widths(&networks.decoder));
+    match &networks.head {
+        None => all.join("-"),
+        Some(head) => format!("{}, head {}", all.join("-"), widths(head).join("-")),
+    }
+}

@@ -1,0 +1,212 @@
+//! `CREATE MODEL … AS SELECT`, from the rows of the query to the bytes of the ONNX file.
+
+use std::sync::Arc;
+
+use aefusion_udfs::config::AeOptions;
+use aefusion_udfs::model::Limits;
+use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::model::runtime::runtime_info;
+use aefusion_udfs::model::store::ModelName;
+use aefusion_udfs::sql::{Trainer, TrainingJob};
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::common::internal_err;
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::dataframe::DataFrame;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::{DiskManager, SendableRecordBatchStream, SessionStateBuilder};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
+use datafusion::prelude::SessionContext;
+use futures::StreamExt;
+
+use crate::config::{Config, FineTune, OF_THE_BASE, OnInterrupt};
+use crate::defaults;
+use crate::design::Design;
+use crate::finish::{Finished, statistics};
+use crate::fit::FitContext;
+use crate::ingest::{self, Table};
+use crate::recipe::{Recipe, Trained, classifier, together};
+use crate::split::{Labels, Sizes, split};
+use crate::warm_start::{self, Base};
+use crate::watch::{StoppableWatch, Watch};
+
+/// Trains models on the CPU, with as many threads as the session has `target_partitions`.
+///
+/// The file depends on the rows, their order, the options and the seed, not on the number of threads. A training runs on
+/// a thread of its own. It stops when its statement is dropped, or when its [`Watch`] aborts it.
+#[derive(Debug, Clone)]
+pub struct SqlTrainer {
+    watch: Arc<dyn Watch>,
+}
+
+impl SqlTrainer {
+    /// A trainer that reports its progress to `watch`; [`Unwatched`](crate::Unwatched) ignores it.
+    pub fn new(watch: Arc<dyn Watch>) -> Self {
+        Self { watch }
+    }
+}
+
+#[async_trait]
+impl Trainer for SqlTrainer {
+    async fn train(&self, session: &SessionContext, job: TrainingJob) -> Result<Bytes> {
+        // a missing runtime must fail here, not after hours of training
+        runtime_info()?;
+        let state = session.state();
+        let settings = AeOptions::of(state.config_options());
+        let Some(models) = state.config().get_extension::<Models>() else {
+            return internal_err!("the session has a trainer and no models; add the models with register_all");
+        };
+        let mut options = job.options;
+        warm_start::inherit_options(&mut options, &models, &job.name, &settings).await?;
+        let config = Config::of(options)?;
+        let base = Base::find(&models, &job.name, &config, &settings).await?;
+        let disk = Arc::clone(&session.runtime_env().disk_manager);
+        let texts: Vec<String> = config.classifier.iter().map(|classifier| classifier.label.clone()).collect();
+        let table = ingest::read(in_order(job.rows).await?, &texts, settings.train_memory, Arc::clone(&disk)).await?;
+        self.watch.keep_on_interrupt(config.on_interrupt == OnInterrupt::Keep);
+        let (watch, _stop) = StoppableWatch::new(Arc::clone(&self.watch));
+        let training = Training {
+            name: job.name,
+            config,
+            base,
+            disk,
+            memory: settings.train_memory,
+            limits: settings.limits(),
+            threads: state.config().target_partitions(),
+            watch,
+        };
+        let task = SpawnedTask::spawn_blocking(move || training.run(table));
+        match task.join().await {
+            Ok(trained) => trained,
+            Err(e) => Err(DataFusionError::ExecutionJoin(Box::new(e))),
+        }
+    }
+}
+
+/// The rows of a query in one stream, in the order of the query's partitions. The query is planned for one thread: its
+/// order does not depend on `target_partitions`.
+async fn in_order(rows: DataFrame) -> Result<SendableRecordBatchStream> {
+    let (state, plan) = rows.into_parts();
+    // the builder's own configuration keeps the catalog; that of the state would replace it with an empty one
+    let mut builder = SessionStateBuilder::new_from_existing(state);
+    let config = builder.config().take().unwrap_or_default().with_target_partitions(1);
+    let state = builder.with_config(config).build();
+    let rows = DataFrame::new(state, plan);
+    let context = Arc::new(rows.task_ctx());
+    let plan: Arc<dyn ExecutionPlan> = rows.create_physical_plan().await?;
+    let schema = plan.schema();
+    let partitions = execute_stream_partitioned(plan, context)?;
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(partitions).flatten())))
+}
+
+/// A training whose rows have been read.
+struct Training {
+    name: ModelName,
+    config: Config,
+    base: Option<Base>,
+    disk: Arc<DiskManager>,
+    memory: usize,
+    limits: Limits,
+    threads: usize,
+    watch: StoppableWatch,
+}
+
+impl Training {
+    fn run(self, table: Table) -> Result<Bytes> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .thread_name(|i| format!("training {i}"))
+            .build()
+            .map_err(|e| DataFusionError::External(Box::new(e)))?;
+        pool.install(|| self.train(table))
+    }
+
+    fn train(mut self, table: Table) -> Result<Bytes> {
+        let labels = match &self.config.classifier {
+            Some(classifier) => Some(Labels::of(&table, &classifier.label)?),
+            None => None,
+        };
+        let mut columns: Vec<usize> =
+            (0..table.columns.len()).filter(|i| labels.as_ref().is_none_or(|labels| labels.column != *i)).collect();
+        let design = match &self.base {
+            Some(base) => {
+                let (design, order) = base.design(&table, &columns)?;
+                columns = order;
+                design
+            }
+            None => Design::of(&table, &columns, self.config.max_categories, self.config.scaling)?,
+        };
+        if let (Some(base), Some(labels), true) = (&self.base, &labels, self.config.warm_start) {
+            base.check_classes(&labels.classes)?;
+        }
+        let statistics = statistics(&table, &columns);
+        let sizes = Sizes::of(&table, &self.config, self.memory);
+        self.settle(sizes.train);
+        let parts = split(table, &design, &columns, labels.as_ref(), &sizes, self.memory, &self.disk)?;
+        let context = FitContext {
+            train: &parts.train,
+            held_out: &parts.held_out,
+            options: &self.config.fit,
+            watch: &self.watch,
+        };
+        context.check()?;
+        let hidden_units = self.hidden_units(design.width);
+        let recipe = Recipe { config: &self.config, hidden_units: &hidden_units, context };
+        recipe.check_size(&self.limits)?;
+        let trained = self.recipe(&recipe, labels.as_ref())?;
+        // the autoencoder of the base did not change: neither did its errors, nor their calibration
+        let is_unchanged = self.config.classifier.as_ref().is_some_and(|options| options.fine_tune == FineTune::Head);
+        let calibrated = self.base.as_ref().filter(|_| is_unchanged);
+        let finished = Finished {
+            calibration: calibrated.and_then(|base| base.calibration(self.config.error_metric)),
+            recipe,
+            design: &design,
+            columns: &columns,
+            parts: &parts,
+            trained,
+            statistics,
+            classes: labels.map(|labels| labels.classes),
+        };
+        finished.file(&self.name, &self.limits)
+    }
+
+    /// Sets the options that depend on the number of training rows, and those that the base model decides.
+    fn settle(&mut self, rows: usize) {
+        let config = &mut self.config;
+        config.fit.batch_size = config.batch_size.unwrap_or_else(|| defaults::batch_size(rows));
+        config.fit.max_iterations = config.max_iterations.unwrap_or_else(|| config.purpose.epochs(rows));
+        config.recorded.insert("batch_size".to_owned(), config.fit.batch_size.into());
+        config.recorded.insert("max_iterations".to_owned(), config.fit.max_iterations.into());
+        if let Some(base) = &self.base {
+            for option in OF_THE_BASE {
+                config.recorded.remove(option);
+                config.recorded.extend(base.recorded(option).map(|value| (option.to_owned(), value)));
+            }
+        }
+    }
+
+    fn hidden_units(&self, width: usize) -> Vec<usize> {
+        match (&self.base, &self.config.hidden_units) {
+            (Some(base), _) => base.hidden_units(),
+            (None, Some(units)) => units.clone(),
+            (None, None) => self.config.purpose.hidden_units(width),
+        }
+    }
+
+    fn recipe(&self, recipe: &Recipe<'_>, labels: Option<&Labels>) -> Result<Trained> {
+        let networks = self.base.as_ref().map(|base| base.networks.clone());
+        let (Some(options), Some(labels)) = (&self.config.classifier, labels) else {
+            return match networks {
+                Some(networks) => together::train(recipe, networks),
+                None => recipe.autoencoder(),
+            };
+        };
+        match networks {
+            Some(networks) => classifier::train(recipe, options, networks, labels.classes.labels.len()),
+            None => recipe
+                .autoencoder()?
+                .followed_by(|networks| classifier::train(recipe, options, networks, labels.classes.labels.len())),
+        }
+    }
+}
