@@ -37,8 +37,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
 
-    /// Name of this instance of the pipelines. Instances share the partitions of a topic; a new instance replaces a running
-    /// one with the same name
+    /// Name of this instance of the pipelines. Instances share the partitions of a topic; a new instance replaces a
+    /// running one with the same name
     #[arg(long, value_name = "NAME", default_value = "main", env = "AEFUSION_INSTANCE")]
     instance: String,
 

@@ -1,4 +1,4 @@
-//! Which queries can be run batch by batch: those whose rows follow from one record each.
+//! Checks that a query can run batch by batch: each of its rows depends on one record only.
 
 use datafusion::common::plan_err;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -8,7 +8,7 @@ use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, TableSource, Volatil
 use super::kafka::KafkaTable;
 use super::micro_batch::MicroBatchTable;
 
-/// The topic that a source of a plan is, before it was made a micro-batch.
+/// The topic behind a table in a plan, if the table is a topic.
 pub(crate) fn topic(source: &dyn TableSource) -> Option<&KafkaTable> {
     provider(source)?.downcast_ref()
 }
@@ -22,7 +22,7 @@ fn is_stream(source: &dyn TableSource) -> bool {
     provider(source).is_some_and(|provider| provider.downcast_ref::<MicroBatchTable>().is_some())
 }
 
-/// Whether a plan reads the stream.
+/// Whether a plan reads the topic of the pipeline.
 fn streams(plan: &LogicalPlan) -> bool {
     let mut found = false;
     let walked = plan.apply_with_subqueries(|node| {
@@ -31,11 +31,12 @@ fn streams(plan: &LogicalPlan) -> bool {
         }
         Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
-    // what cannot be walked through may read it
+    // a plan that cannot be traversed may read it
     found || walked.is_err()
 }
 
-/// That nothing stands still in a query that was planned once: `now()` would.
+/// Checks that no function is evaluated at planning time: `now()` would never change, because the query is planned
+/// once.
 ///
 /// # Errors
 /// A planning error that names the function.
@@ -44,8 +45,8 @@ pub(crate) fn check_no_query_time(plan: &LogicalPlan) -> Result<()> {
         node.apply_expressions(|expr| {
             expr.apply(|expr| match expr {
                 Expr::ScalarFunction(call) if call.func.signature().volatility == Volatility::Stable => plan_err!(
-                    "{}() would give the time at which the pipeline began, since its query is planned once; a topic's \
-                     column _timestamp has the time of each record",
+                    "{}() would return the start time of the pipeline, because its query is planned once; use the \
+                     column _timestamp of the topic for the time of each record",
                     call.name()
                 ),
                 _ => Ok(TreeNodeRecursion::Continue),
@@ -55,7 +56,7 @@ pub(crate) fn check_no_query_time(plan: &LogicalPlan) -> Result<()> {
     Ok(())
 }
 
-/// That each row of an optimized query follows from one record of its topic, and from tables that stand still.
+/// Checks that each row of an optimized query depends on one record of the topic, and on static tables.
 ///
 /// # Errors
 /// A planning error with the reason.
@@ -66,7 +67,7 @@ pub(crate) fn check_row_by_row(plan: &LogicalPlan) -> Result<()> {
         }
         check_node(node)?;
         node.apply_subqueries(|subquery| match streams(subquery) {
-            true => refused("a subquery that reads the topic sees"),
+            true => refused("a subquery that reads the topic needs"),
             false => Ok(TreeNodeRecursion::Jump),
         })?;
         Ok(TreeNodeRecursion::Continue)
@@ -75,7 +76,7 @@ pub(crate) fn check_row_by_row(plan: &LogicalPlan) -> Result<()> {
 }
 
 fn refused<T>(what: &str) -> Result<T> {
-    plan_err!("{what} rows of more than one micro-batch, and a pipeline keeps nothing from one to the next")
+    plan_err!("{what} rows of more than one micro-batch, and a pipeline keeps no state between micro-batches")
 }
 
 fn check_node(node: &LogicalPlan) -> Result<()> {
@@ -94,7 +95,9 @@ fn check_node(node: &LogicalPlan) -> Result<()> {
         LogicalPlan::Limit(_) => refused("LIMIT counts"),
         LogicalPlan::Window(_) => refused("a window function (OVER) needs"),
         LogicalPlan::RecursiveQuery(_) => refused("a recursive query needs"),
-        LogicalPlan::Union(_) => plan_err!("UNION: a pipeline reads one topic once; write an INSERT for each part"),
+        LogicalPlan::Union(_) => {
+            plan_err!("UNION: a pipeline reads one topic once; write one INSERT for each part of the UNION")
+        }
         LogicalPlan::Join(join) => {
             let (left, right) = (streams(&join.left), streams(&join.right));
             if left && right {
@@ -108,12 +111,14 @@ fn check_node(node: &LogicalPlan) -> Result<()> {
             };
             match keeps_static {
                 true => refused(&format!(
-                    "{} JOIN, which gives rows of the table that no record matches, needs",
+                    "{} JOIN, which returns rows of the table that no record matches, needs",
                     join.join_type
                 )),
                 false => Ok(()),
             }
         }
-        other => plan_err!("{} is not known to make its rows of one record each", other.display()),
+        other => {
+            plan_err!("{} is not supported in a pipeline: its rows may depend on more than one record", other.display())
+        }
     }
 }

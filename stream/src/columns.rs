@@ -1,4 +1,5 @@
-//! The columns of a table over a topic: those of the values, and what Kafka itself knows of a record.
+//! The columns of a table over a topic: columns from the values of records, and metadata columns (`_key`, `_offset`,
+//! …).
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use datafusion::error::Result;
 
 use super::records::{HEADERS, Records, TIMESTAMP};
 
-/// What is no part of a record's value.
+/// Metadata columns, and the name of each in [`Records`].
 const METADATA: [(&str, &str); 5] = [
     ("_key", "key"),
     ("_timestamp", "timestamp"),
@@ -19,40 +20,41 @@ const METADATA: [(&str, &str); 5] = [
     ("_headers", "headers"),
 ];
 
-/// A wrong value is an error, and no null.
+/// A value that does not fit is an error, not a null.
 const EXACT: CastOptions<'static> = CastOptions { safe: false, format_options: FORMAT };
 const FORMAT: datafusion::arrow::util::display::FormatOptions<'static> =
     datafusion::arrow::util::display::FormatOptions::new();
 
-/// Casts, and never makes a null of a value that does not fit.
+/// Casts an array. A value that does not fit is an error, not a null.
 pub(crate) fn cast_exactly(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     Ok(cast_with_options(array, to, &EXACT)?)
 }
 
-/// Rows of a query as those of the table that they are written to: columns in its order, of its names and types.
+/// Converts rows of a query to the schema of the table that they are written to. Columns match by position.
 pub(crate) fn as_table(rows: &RecordBatch, table: &SchemaRef) -> Result<RecordBatch> {
     let columns = rows.columns().iter().zip(table.fields());
     let columns = columns.map(|(column, field)| cast_exactly(column, field.data_type())).collect::<Result<_>>()?;
     Ok(RecordBatch::try_new(Arc::clone(table), columns)?)
 }
 
-/// The columns of a table, which are of two kinds.
+/// The columns of a table over a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Columns {
-    /// All, in the table's order.
+    /// All columns, in the order of the table.
     pub(crate) schema: SchemaRef,
-    /// Those that the values of records hold, in the table's order.
+    /// The columns from the values of records, in the order of the table.
     pub(crate) values: SchemaRef,
 }
 
 impl Columns {
+    /// Checks the types of the metadata columns of a table.
+    ///
     /// # Errors
-    /// A planning error if a column of Kafka's own is unknown or of a type that it cannot have.
+    /// A planning error if a metadata column has a type that it cannot have.
     pub(crate) fn try_new(schema: SchemaRef) -> Result<Self> {
         for field in schema.fields().iter().filter(|field| field.name().starts_with('_')) {
-            let Some(of_record) = metadata(field.name()) else { continue };
-            let natural = natural_type(of_record);
-            let is_possible = match of_record {
+            let Some(name) = metadata(field.name()) else { continue };
+            let is_possible = match name {
                 "key" => matches!(
                     field.data_type(),
                     DataType::Utf8
@@ -63,11 +65,11 @@ impl Columns {
                         | DataType::BinaryView
                 ),
                 "timestamp" => matches!(field.data_type(), DataType::Timestamp(..) | DataType::Int64),
-                "headers" => can_cast_types(&natural, field.data_type()),
+                "headers" => can_cast_types(&kafka_type(name), field.data_type()),
                 _ => field.data_type().is_integer(),
             };
             if !is_possible {
-                return plan_err!("{} must be {}; found {}", field.name(), sql_type(of_record), field.data_type());
+                return plan_err!("{} must be {}; found {}", field.name(), sql_type(name), field.data_type());
             }
         }
         Ok(Self::of(schema))
@@ -79,7 +81,7 @@ impl Columns {
         Self { schema, values: Arc::new(Schema::new(values)) }
     }
 
-    /// Some of them.
+    /// Some of the columns, by index.
     pub(crate) fn project(&self, projection: Option<&Vec<usize>>) -> Result<Self> {
         match projection {
             None => Ok(self.clone()),
@@ -87,21 +89,21 @@ impl Columns {
         }
     }
 
-    /// Whether one of Kafka's own is among them.
-    pub(crate) fn has(&self, metadata: &str) -> bool {
-        self.schema.index_of(metadata).is_ok()
+    /// Whether the table has a column of this name.
+    pub(crate) fn has(&self, column: &str) -> bool {
+        self.schema.index_of(column).is_ok()
     }
 
-    /// The rows of records, given what their values hold.
+    /// Adds the metadata columns to the decoded values of records.
     ///
     /// # Errors
-    /// An execution error if a key is not the text that it should be.
+    /// An execution error if a key is not valid UTF-8, but its column is text.
     pub(crate) fn join(&self, records: &Records, values: &RecordBatch) -> Result<RecordBatch> {
         let mut decoded = values.columns().iter();
         let mut columns = Vec::with_capacity(self.schema.fields().len());
         for field in self.schema.fields() {
             let column = match metadata(field.name()).and_then(|name| records.column(name)) {
-                Some(own) => cast_exactly(own, field.data_type())?,
+                Some(metadata) => cast_exactly(metadata, field.data_type())?,
                 None => match decoded.next() {
                     Some(column) => Arc::clone(column),
                     None => datafusion::arrow::array::new_null_array(field.data_type(), records.len()),
@@ -113,32 +115,34 @@ impl Columns {
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
 
-    /// What is to be the values of records, and a column of Kafka's own as Kafka has it; null where the table has none.
+    /// Splits rows into the columns for the values of records and a function for the metadata. The function returns a
+    /// column of [`Records`] by name; the column is null if the table lacks it.
     ///
     /// # Errors
-    /// An execution error if a number or time is out of range.
+    /// An execution error of the function if a number or time is out of range.
     pub(crate) fn part(&self, rows: &RecordBatch) -> Result<(RecordBatch, impl Fn(&str) -> Result<ArrayRef>)> {
         let is_value = |i: &usize| metadata(self.schema.field(*i).name()).is_none();
         let values: Vec<usize> = (0..self.schema.fields().len()).filter(is_value).collect();
         let values = rows.project(&values)?;
-        let own = |name: &str| match METADATA.iter().find(|(_, own)| *own == name) {
+        let metadata = |name: &str| match METADATA.iter().find(|(_, known)| *known == name) {
             Some((column, _)) => match rows.column_by_name(column) {
-                Some(column) => cast_exactly(column, &natural_type(name)),
-                None => Ok(datafusion::arrow::array::new_null_array(&natural_type(name), rows.num_rows())),
+                Some(column) => cast_exactly(column, &kafka_type(name)),
+                None => Ok(datafusion::arrow::array::new_null_array(&kafka_type(name), rows.num_rows())),
             },
             None => Ok(datafusion::arrow::array::new_null_array(&DataType::Null, rows.num_rows())),
         };
-        Ok((values, own))
+        Ok((values, metadata))
     }
 }
 
-/// What a column shows of a record.
+/// The name in [`Records`] of a metadata column; none for other columns.
 fn metadata(column: &str) -> Option<&'static str> {
-    METADATA.iter().find(|(name, _)| *name == column).map(|(_, own)| *own)
+    METADATA.iter().find(|(name, _)| *name == column).map(|(_, known)| *known)
 }
 
-fn natural_type(own: &str) -> DataType {
-    match own {
+/// The type of metadata in [`Records`].
+fn kafka_type(name: &str) -> DataType {
+    match name {
         "key" => DataType::Binary,
         "timestamp" => TIMESTAMP,
         "partition" => DataType::Int32,
@@ -147,8 +151,9 @@ fn natural_type(own: &str) -> DataType {
     }
 }
 
-fn sql_type(own: &str) -> &'static str {
-    match own {
+/// The types that a metadata column may have, for errors.
+fn sql_type(name: &str) -> &'static str {
+    match name {
         "key" => "VARCHAR or BYTEA",
         "timestamp" => "TIMESTAMP or BIGINT (milliseconds)",
         "partition" => "INT",

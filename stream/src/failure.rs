@@ -1,27 +1,32 @@
-//! Why a pipeline stopped, and whether it may try again.
+//! Why a pipeline stopped, and whether it can retry.
 
 use datafusion::error::DataFusionError;
 
-/// What an instance is malformed_error whose place was taken.
-pub(crate) const FENCED: &str =
-    "another instance of this pipeline has taken its place (same name, same --instance); only one may run";
+/// The error of an instance that was replaced.
+pub(crate) const FENCED: &str = "another instance of this pipeline with the same name has replaced this one; give each \
+                                 instance its own name (aefusion run --instance)";
 
 /// Why a pipeline stopped.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It would fail again: it ends.
-    Final(DataFusionError),
-    /// It goes on from what it had committed.
-    Passing(DataFusionError),
-    /// Another instance has taken its place, or brokers have ended its transaction because it took too long: they do not
-    /// say which. It goes on once; if it happens again soon, it was an instance.
-    Taken(DataFusionError),
+    /// A retry would fail again: the pipeline ends.
+    Permanent(DataFusionError),
+    /// The pipeline retries from its last commit.
+    Transient(DataFusionError),
+    /// Another instance has the name of this one, or brokers have aborted a transaction that took too long. The two
+    /// cases look alike. The pipeline retries once, and ends if it is fenced again within a minute.
+    Fenced(DataFusionError),
 }
 
 impl Failure {
-    /// An error in what is ours or the user's.
-    pub(crate) fn last(text: impl Into<String>) -> Self {
+    /// A failure that somebody must fix.
+    pub(crate) fn permanent(text: impl Into<String>) -> Self {
         Self::Permanent(DataFusionError::Execution(text.into()))
+    }
+
+    /// A failure of the environment, which may pass.
+    pub(crate) fn transient(text: impl Into<String>) -> Self {
+        Self::Transient(DataFusionError::Execution(text.into()))
     }
 
     /// The error itself.
@@ -30,23 +35,18 @@ impl Failure {
             Self::Permanent(error) | Self::Transient(error) | Self::Fenced(error) => error,
         }
     }
-
-    /// An error in what is around.
-    pub(crate) fn passing(text: impl Into<String>) -> Self {
-        Self::Transient(DataFusionError::Execution(text.into()))
-    }
 }
 
 impl From<DataFusionError> for Failure {
-    /// What files, networks and memory do may pass; what queries do does not.
+    /// Errors of files, networks and memory are transient. Errors of queries are permanent.
     fn from(error: DataFusionError) -> Self {
-        let may_pass = matches!(
+        let is_transient = matches!(
             error.find_root(),
             DataFusionError::IoError(_)
                 | DataFusionError::ObjectStore(_)
                 | DataFusionError::ParquetError(_)
                 | DataFusionError::ResourcesExhausted(_)
         );
-        if may_pass { Self::Transient(error) } else { Self::Permanent(error) }
+        if is_transient { Self::Transient(error) } else { Self::Permanent(error) }
     }
 }

@@ -1,4 +1,4 @@
-//! How the values of records hold rows: one file a format.
+//! Formats of records: how the value of a record encodes a row. One file per format.
 
 mod avro;
 mod csv;
@@ -23,10 +23,10 @@ use super::columns::{Columns, as_table};
 use super::records::Records;
 use aefusion_udfs::message;
 
-/// The formats.
+/// The values of the option `format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
-enum Name {
+enum FormatName {
     Json,
     Csv,
     Avro,
@@ -36,35 +36,35 @@ enum Name {
 /// A format with its options.
 #[derive(Debug, Clone)]
 pub(crate) enum Format {
-    /// An object; its fields are the columns.
+    /// The value is a JSON object with the columns as its fields.
     Json,
-    /// A line without header; its fields are the columns in their order.
+    /// The value is a line without header, with the columns as its fields, in their order.
     Csv { delimiter: u8 },
-    /// A record of Avro.
+    /// The value is an Avro record with the columns as its fields.
     Avro(Avro),
-    /// The bytes are the one column.
+    /// The bytes of the value are the only column.
     Raw,
 }
 
 impl Format {
-    /// Takes what it needs out of a table's options.
+    /// Reads the options of the format, and removes them from the options of the table.
     ///
     /// # Errors
-    /// A planning error if an option is wrong, or the columns cannot be held in this format.
+    /// A planning error if an option is wrong or the format does not support the columns.
     pub(crate) fn take(options: &mut BTreeMap<String, String>, values: &SchemaRef) -> Result<Self> {
         let name = options.remove("format").unwrap_or_else(|| "json".to_owned());
-        Ok(match Name::parse("the option format", &name)? {
-            Name::Json => Self::Json,
-            Name::Csv => Self::Csv { delimiter: csv::delimiter(options.remove("delimiter"))? },
-            Name::Avro => Self::Avro(Avro::take(options, values)?),
-            Name::Raw => {
+        Ok(match FormatName::parse("the option format", &name)? {
+            FormatName::Json => Self::Json,
+            FormatName::Csv => Self::Csv { delimiter: csv::delimiter(options.remove("delimiter"))? },
+            FormatName::Avro => Self::Avro(Avro::take(options, values)?),
+            FormatName::Raw => {
                 raw::check(values)?;
                 Self::Raw
             }
         })
     }
 
-    /// The rows that values hold, one a value; columns are found by name, in CSV by their place in `all`.
+    /// Decodes each value into a row. Columns are found by name, and in CSV by their position in `all`.
     fn decode(&self, values: &BinaryArray, all: &SchemaRef, wanted: &SchemaRef) -> Result<RecordBatch> {
         match self {
             Self::Json => json::decode(values, wanted),
@@ -84,15 +84,15 @@ impl Format {
     }
 }
 
-/// A record that no row can be made of.
+/// A record that cannot be decoded into a row.
 #[derive(Debug, Clone)]
 pub(crate) struct Malformed {
-    /// Its place among the records that were decoded.
+    /// Index among the decoded records.
     pub(crate) record: usize,
     pub(crate) reason: String,
 }
 
-/// Makes rows of records.
+/// Decodes records into rows.
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
     format: Format,
@@ -101,7 +101,7 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// `columns` are those that are wanted of a table's.
+    /// `columns` are the columns of the table that the query reads.
     pub(crate) fn new(format: Format, table: &Columns, columns: Columns) -> Self {
         Self { format, all: Arc::clone(&table.values), columns }
     }
@@ -110,10 +110,10 @@ impl Decoder {
         &self.columns.schema
     }
 
-    /// One row a record.
+    /// Decodes each record into a row.
     ///
     /// # Errors
-    /// An execution error if one of them is malformed, without saying which.
+    /// An execution error if any record is malformed. The error does not identify the record.
     fn decode(&self, records: &Records) -> Result<RecordBatch> {
         let values = self.format.decode(records.values(), &self.all, &self.columns.values)?;
         if values.num_rows() != records.len() {
@@ -122,9 +122,9 @@ impl Decoder {
         self.columns.join(records, &values)
     }
 
-    /// One row a record that is well formed, and the records that are not.
+    /// Decodes each well-formed record into a row, and returns the malformed records beside the rows.
     ///
-    /// Where any is malformed it is looked for by halves, so that few of them cost little.
+    /// Malformed records are found by bisection, which is cheap while there are few.
     pub(crate) fn decode_good(&self, records: &Records) -> (Vec<RecordBatch>, Vec<Malformed>) {
         let (mut good, mut malformed) = (Vec::new(), Vec::new());
         if records.len() > 0 {
@@ -152,13 +152,13 @@ impl Decoder {
     }
 }
 
-/// What is wrong, without whose fault it is.
+/// The text of an error without its kind.
 pub(crate) fn reason(error: &DataFusionError) -> String {
     let text = message(error);
     text.split_once(": ").map_or(text.as_str(), |(_, reason)| reason).trim().to_owned()
 }
 
-/// Makes records of rows.
+/// Encodes rows into records.
 #[derive(Debug, Clone)]
 pub(crate) struct Encoder {
     format: Format,
@@ -166,39 +166,42 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
+    /// An encoder of rows with these columns.
+    ///
     /// # Errors
-    /// A planning error if the table has a column that only the broker can fill.
+    /// A planning error if the table has a column that only the broker can set.
     pub(crate) fn try_new(format: Format, columns: Columns) -> Result<Self> {
         if columns.has("_offset") {
-            return plan_err!("its column _offset cannot be written: the broker numbers records");
+            return plan_err!("the column _offset of the table cannot be written: brokers assign offsets");
         }
         Ok(Self { format, columns })
     }
 
-    /// One record a row; the columns are those of the table, in its order.
+    /// Encodes each row into a record. The columns of the rows are the columns of the table, in the same order.
     ///
     /// # Errors
-    /// An execution error if a value cannot be held in this format.
+    /// An execution error if the format cannot represent a value.
     pub(crate) fn encode(&self, rows: &RecordBatch) -> Result<Records> {
         let rows = as_table(rows, &self.columns.schema)?;
-        let (values, own) = self.columns.part(&rows)?;
+        let (values, metadata) = self.columns.part(&rows)?;
         let values = self.format.encode(&values)?;
-        Records::try_new(values, own("key")?, own("timestamp")?, own("partition")?, own("headers")?)
+        let (key, timestamp) = (metadata("key")?, metadata("timestamp")?);
+        Records::try_new(values, key, timestamp, metadata("partition")?, metadata("headers")?)
     }
 }
 
-/// Values that lie one after the other in a buffer; `ends` are where they end.
+/// An array of values that are consecutive in a buffer. `ends` are their end positions.
 fn values_of(buffer: Vec<u8>, ends: impl Iterator<Item = usize>) -> Result<BinaryArray> {
-    let too_large = || DataFusionError::Execution("the rows of a micro-batch are more than 2 GiB".to_owned());
+    let too_large =
+        || DataFusionError::Execution("the encoded rows of one batch exceed 2 GiB; use smaller batches".to_owned());
     let end = |end: usize| i32::try_from(end).map_err(|_| too_large());
     let offsets = std::iter::once(Ok(0)).chain(ends.map(end)).collect::<Result<Vec<i32>>>()?;
     let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
     Ok(BinaryArray::try_new(offsets, buffer.into(), None)?)
 }
 
-/// Where the lines of a text end, its line feeds not included, given which line feeds end a line.
+/// The lines of a text, without their line feeds. `ends` returns the positions of the line feeds that end a line.
 fn lines(text: Vec<u8>, ends: impl Fn(&[u8]) -> Vec<usize>) -> Result<BinaryArray> {
-    // each line feed stays with the line after it, and is cut off there
     let ends = ends(&text);
     let starts = std::iter::once(0).chain(ends.iter().map(|end| end + 1));
     let mut values = Vec::with_capacity(text.len());
@@ -210,7 +213,7 @@ fn lines(text: Vec<u8>, ends: impl Fn(&[u8]) -> Vec<usize>) -> Result<BinaryArra
     values_of(values, value_ends.into_iter())
 }
 
-/// The bytes of a value; a record without one is empty.
+/// The bytes of a value; empty for a record without a value.
 fn bytes(values: &BinaryArray, i: usize) -> &[u8] {
     if values.is_null(i) { &[] } else { values.value(i) }
 }

@@ -1,4 +1,4 @@
-//! Runs pipelines, until they are asked to stop or cannot go on.
+//! Runs a pipeline until it is stopped, reaches the end of its topic or fails permanently.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,23 +16,23 @@ use tokio::sync::mpsc;
 
 use super::failure::Failure;
 use super::format::{Encoder, Malformed};
-use super::kafka::{Batch, ReaderOptions, Consumer, OnMalformed, Reader, malformed_error};
+use super::kafka::{Batch, Consumer, OnMalformed, Reader, ReaderOptions, malformed_error};
 use super::pipelines::check_name;
 use super::query::{Insert, Query};
 use super::records::Records;
 use super::settings::{Delivery, Settings};
-use super::sink::{DeadLetter, DeadLetters, FileSink, Output, Scored, Sink, Target, TopicSink};
+use super::sink::{DeadLetter, DeadLetters, FileSink, Output, Processed, Sink, Target, TopicSink};
 use super::stats::{Counts, Stats};
-use super::stop::Stop;
+use super::stop::StopHandle;
 use aefusion_udfs::message;
 
-/// How long a pipeline waits before it tries again: at first, and at most.
+/// Delay before a retry: the first one, and the maximum.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(15);
-/// A pipeline whose place is taken twice within this time gives it up.
+/// A pipeline that is fenced twice within this time ends.
 const FENCED_WINDOW: Duration = Duration::from_secs(60);
 
-/// One pipeline of a file.
+/// A planned pipeline.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) name: String,
@@ -43,22 +43,23 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A pipeline of an INSERT; `file` is the name of the file that it stands in.
+    /// Plans an INSERT as a pipeline. Without `SET stream.name`, the name of the pipeline is `script_name-SINK`.
     ///
     /// # Errors
-    /// A planning error if it cannot be one, with the reason.
-    pub(crate) async fn try_new(state: &SessionState, statement: Statement, file: &str) -> Result<Self> {
+    /// A planning error with the reason if the INSERT cannot be a pipeline.
+    pub(crate) async fn try_new(state: &SessionState, statement: Statement, script_name: &str) -> Result<Self> {
         let settings = Settings::of(state.config_options())?;
         let insert = Insert::try_new(state, statement).await?;
         let target = Target::of(&insert.sink, state)?;
-        let name = settings.name.clone().unwrap_or_else(|| format!("{file}-{}", insert.sink_name));
-        check_name("the name of a pipeline", &name)?;
+        let name = settings.name.clone().unwrap_or_else(|| format!("{script_name}-{}", insert.sink_name));
+        check_name("the pipeline name", &name)?;
         if let (Target::Topic(sink), Delivery::ExactlyOnce) = (&target, settings.delivery)
             && sink.connection.brokers != insert.source.connection.brokers
         {
             return plan_err!(
-                "exactly once from {} to {} cannot be had: one transaction does not span two clusters; write their brokers \
-                 alike if they are one, or SET stream.delivery = 'at_least_once'",
+                "exactly-once delivery from {} to {} is not possible: one transaction cannot span two clusters; if \
+                 they are one cluster, write the same brokers in both tables; otherwise \
+                 SET stream.delivery = 'at_least_once'",
                 insert.source.connection,
                 sink.connection
             );
@@ -66,8 +67,8 @@ impl Plan {
         let is_at_least_once = matches!((&target, settings.delivery), (Target::Topic(_), Delivery::AtLeastOnce));
         if !is_at_least_once && insert.source.connection.reads_uncommitted() {
             return plan_err!(
-                "exactly once cannot be had from {} with isolation.level = 'read_uncommitted': an instance that takes \
-                 partitions over would not wait for offsets that are being committed; leave the setting out",
+                "exactly-once delivery from {} is not possible with isolation.level = 'read_uncommitted': an instance \
+                 that takes over partitions would not wait for open commits; remove the option",
                 insert.source.connection
             );
         }
@@ -75,30 +76,30 @@ impl Plan {
         Ok(Self { name, insert, target, settings, limits })
     }
 
-    /// What it does, for a person.
+    /// Source and sink, for the log.
     pub(crate) fn describe(&self) -> String {
         format!("{} → {}", self.insert.source.connection, self.insert.sink_name)
     }
 }
 
-/// A pipeline that runs.
+/// A pipeline with all that it needs to run.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) plan: Plan,
     pub(crate) models: Models,
-    /// Which of the instances of the pipeline this is.
+    /// Name of this instance of the pipeline.
     pub(crate) instance: String,
-    /// End when the topic was read up to its end.
+    /// Whether to end after the topic was read to its end.
     pub(crate) until_end: bool,
-    pub(crate) stop: Stop,
+    pub(crate) stop: StopHandle,
     pub(crate) stats: Arc<Stats>,
 }
 
 impl Job {
-    /// Runs until it is asked to stop, or until the end of the topic.
+    /// Runs until a stop is requested, or until the end of the topic.
     ///
     /// # Errors
-    /// What a person must mend.
+    /// The error of a permanent failure.
     pub(crate) async fn run(&self) -> Result<()> {
         let what = format!("pipeline '{}'", self.plan.name);
         let ended = self.run_with_retries().await.map_err(|e| aefusion_udfs::sql::explain(what, e));
@@ -108,40 +109,40 @@ impl Job {
 
     async fn run_with_retries(&self) -> Result<()> {
         let mut query = self.plan.insert.plan(&self.stats).await?;
-        self.fits(&query)?;
-        let mut wait = FIRST_DELAY;
-        let mut taken: Option<Instant> = None;
+        self.check_schema(&query)?;
+        let mut delay = FIRST_DELAY;
+        let mut fenced: Option<Instant> = None;
         loop {
-            let began = Instant::now();
-            let failure = match self.once(&mut query).await {
+            let started = Instant::now();
+            let failure = match self.run_once(&mut query).await {
                 Ok(()) => return Ok(()),
                 Err(Failure::Permanent(error)) => return Err(error),
                 Err(Failure::Transient(error)) => error,
-                Err(Failure::Fenced(error)) => match taken.replace(Instant::now()) {
+                Err(Failure::Fenced(error)) => match fenced.replace(Instant::now()) {
                     Some(before) if before.elapsed() < FENCED_WINDOW => return Err(error),
                     _ => error,
                 },
             };
-            if self.stop.is_requested() {
+            if self.stop.is_stopping() {
                 return Err(failure);
             }
             let text = message(&failure);
-            tracing::warn!(pipeline = self.plan.name, "{text}; trying again from what is committed");
+            tracing::warn!(pipeline = self.plan.name, "{text}; retrying from the last commit");
             self.stats.waiting(text);
-            // what ran well for a while has not failed twice in a row
-            wait = if began.elapsed() > MAX_DELAY * 2 { FIRST_DELAY } else { wait };
+            // after running well for a while, this is a first failure again
+            delay = if started.elapsed() > MAX_DELAY * 2 { FIRST_DELAY } else { delay };
             let stop = self.stop.clone();
-            let slept = SpawnedTask::spawn_blocking(move || stop.sleep(wait)).join().await;
+            let slept = SpawnedTask::spawn_blocking(move || stop.sleep(delay)).join().await;
             slept.map_err(|e| DataFusionError::External(Box::new(e)))?;
-            if self.stop.is_requested() {
+            if self.stop.is_stopping() {
                 return Ok(());
             }
-            wait = (wait * 2).min(MAX_DELAY);
+            delay = (delay * 2).min(MAX_DELAY);
         }
     }
 
-    /// That the rows of the query can be written, before any was read.
-    fn fits(&self, query: &Query) -> Result<()> {
+    /// Checks that the sink supports the columns of the query, before any record is read.
+    fn check_schema(&self, query: &Query) -> Result<()> {
         let empty = datafusion::arrow::array::RecordBatch::new_empty(query.schema());
         match &self.plan.target {
             Target::Topic(table) => table.encoder()?.encode(&empty).map(drop),
@@ -149,18 +150,18 @@ impl Job {
         }
     }
 
-    /// Opens everything, and runs until something fails.
-    async fn once(&self, query: &mut Query) -> Result<(), Failure> {
-        // the sink first: it ends what an instance before this one had begun, and then offsets stand
+    /// Opens sink and reader, and runs until something fails.
+    async fn run_once(&self, query: &mut Query) -> Result<(), Failure> {
+        // The sink first: it aborts the open transaction of an earlier run, and afterwards offsets no longer change.
         let mut sink = self.sink().await?;
         let reader = self.reader().await?;
-        sink.tell(Arc::clone(&reader.consumer));
+        sink.set_consumer(Arc::clone(&reader.consumer));
         let consumer = Arc::clone(&reader.consumer);
         let (to_query, mut batches) = mpsc::channel::<Batch>(1);
-        let (to_sink, scored) = mpsc::channel::<Scored>(1);
+        let (to_sink, processed) = mpsc::channel::<Processed>(1);
         let reading = SpawnedTask::spawn_blocking(move || reader.run(&to_query));
         let runtime = tokio::runtime::Handle::current();
-        let writing = SpawnedTask::spawn_blocking(move || write(sink, scored, &consumer, &runtime));
+        let writing = SpawnedTask::spawn_blocking(move || write(sink, processed, &consumer, &runtime));
         let queried = self.query(query, &mut batches, to_sink).await;
         drop(batches);
         let written = joined(writing).await;
@@ -198,71 +199,71 @@ impl Job {
     async fn reader(&self) -> Result<Reader, Failure> {
         let plan = &self.plan;
         let (source, name, settings) = (plan.insert.source.clone(), plan.name.clone(), plan.settings.clone());
-        let starts = plan.target.starts(&plan.name, &plan.insert.source.connection.topic);
+        let start_offsets = plan.target.start_offsets(&plan.name, &plan.insert.source.connection.topic);
         let (until_end, stop, stats) = (self.until_end, self.stop.clone(), Arc::clone(&self.stats));
         let open = move || {
-            let what = ReaderOptions {
+            let options = ReaderOptions {
                 connection: &source.connection,
                 group: &name,
                 with_headers: source.with_headers(),
                 max_rows: settings.max_batch_rows,
                 max_age: settings.max_batch,
                 until_end,
-                starts,
+                start_offsets,
             };
-            Reader::open(what, stop, stats)
+            Reader::open(options, stop, stats)
         };
         joined(SpawnedTask::spawn_blocking(open)).await
     }
 
-    /// Runs the query over micro-batches as they come.
+    /// Runs the query over micro-batches as they arrive.
     async fn query(
         &self,
         query: &mut Query,
         batches: &mut mpsc::Receiver<Batch>,
-        to_sink: mpsc::Sender<Scored>,
+        to_sink: mpsc::Sender<Processed>,
     ) -> Result<(), Failure> {
         let encoder = match &self.plan.target {
             Target::Topic(table) => Some(table.encoder()?),
             Target::Files(_) => None,
         };
         let reload = self.plan.settings.reload;
-        let (mut looking, mut refused) = (reload.map(|every| self.look(query, every)), Vec::new());
+        let (mut polling, mut refused) = (reload.map(|every| self.poll_models(query, every)), Vec::new());
         loop {
             let batch = tokio::select! {
                 batch = batches.recv() => batch,
-                // it has failed, and says why
+                // the sink has failed, and its task returns the error
                 () = to_sink.closed() => return Ok(()),
-                Some(found) = OptionFuture::from(looking.as_mut()) => {
+                Some(found) = OptionFuture::from(polling.as_mut()) => {
                     let found = found.unwrap_or_else(|e| Err(DataFusionError::External(Box::new(e))));
                     self.reload(query, found, &mut refused).await;
-                    looking = reload.map(|every| self.look(query, every));
+                    polling = reload.map(|every| self.poll_models(query, every));
                     continue;
                 }
             };
             let Some(batch) = batch else { return Ok(()) };
-            let begun = Instant::now();
+            let started = Instant::now();
             let stop_at_first = self.plan.insert.source.on_malformed == OnMalformed::Fail;
             let outcome = query.run(&batch.records, stop_at_first).await?;
-            let dead = self.judge(&batch.records, &outcome.malformed)?;
+            let dead_letters = self.handle_malformed(&batch.records, &outcome.malformed)?;
             let rows = outcome.rows.iter().map(|rows| rows.num_rows()).sum();
             let output = match &encoder {
                 Some(encoder) => Output::Records(encode(encoder, &outcome.rows)?),
                 None => Output::Rows(outcome.rows),
             };
-            tracing::debug!(records = batch.records.len(), rows, took = ?begun.elapsed(), "queried");
+            tracing::debug!(records = batch.records.len(), rows, took = ?started.elapsed(), "queried");
             let Batch { records, spans, epoch, group, since, in_flight } = batch;
-            let (malformed, dead_lettered) = (outcome.malformed.len(), dead.len());
+            let (malformed, dead_lettered) = (outcome.malformed.len(), dead_letters.len());
             let counts = Counts { since, records: records.len(), skipped: malformed - dead_lettered, dead_lettered };
-            let scored = Scored { output, rows, dead, counts, spans, epoch, group, in_flight };
-            if to_sink.send(scored).await.is_err() {
+            let processed = Processed { output, rows, dead_letters, counts, spans, epoch, group, in_flight };
+            if to_sink.send(processed).await.is_err() {
                 return Ok(());
             }
         }
     }
 
-    /// What is to be done with malformed records.
-    fn judge(&self, records: &Records, malformed: &[Malformed]) -> Result<Vec<DeadLetter>> {
+    /// Fails, skips malformed records or returns dead letters, as the option `malformed` of the topic requires.
+    fn handle_malformed(&self, records: &Records, malformed: &[Malformed]) -> Result<Vec<DeadLetter>> {
         let Some(first) = malformed.first() else { return Ok(Vec::new()) };
         let source = &self.plan.insert.source;
         let topic = &source.connection.topic;
@@ -281,7 +282,7 @@ impl Job {
             OnMalformed::DeadLetter => {
                 tracing::warn!(
                     pipeline = self.plan.name,
-                    "{n} malformed records set aside, the first: {}",
+                    "{n} malformed records dead-lettered, the first: {}",
                     message(&error)
                 );
                 Ok(malformed.iter().map(|m| DeadLetter::of(&self.plan.name, topic, records, m)).collect())
@@ -289,9 +290,9 @@ impl Job {
         }
     }
 
-    /// Waits, and looks for the newest version of each model of a query: what is found is malformed_error by hashes. A store that does
-    /// not answer holds up nothing.
-    fn look(&self, query: &Query, after: Duration) -> SpawnedTask<Result<Vec<String>>> {
+    /// Waits, and then returns the SHA-256 of the newest version of each model of a query. Runs in the background, so a
+    /// slow model store does not delay the pipeline.
+    fn poll_models(&self, query: &Query, after: Duration) -> SpawnedTask<Result<Vec<String>>> {
         let newest: Vec<_> = query.models().iter().map(|model| ModelRef::parse(model.name())).collect();
         let (models, limits) = (self.models.clone(), self.plan.limits);
         SpawnedTask::spawn(async move {
@@ -304,13 +305,13 @@ impl Job {
         })
     }
 
-    /// Plans the query anew if a model has a new version; if that cannot be done it stays as it is.
+    /// Plans the query again if a model has a new version. If this fails, the current query stays.
     async fn reload(&self, query: &mut Query, found: Result<Vec<String>>, refused: &mut Vec<String>) {
         let found = match found {
             Ok(found) => found,
             Err(error) => {
                 let pipeline = &self.plan.name;
-                return tracing::warn!(pipeline, "could not look for a new version of a model: {}", message(&error));
+                return tracing::warn!(pipeline, "could not check for new versions of models: {}", message(&error));
             }
         };
         let is_in_use = query.models().iter().map(|model| model.sha256_hex()).eq(found.iter().cloned());
@@ -320,28 +321,32 @@ impl Job {
         match self.plan.insert.plan(&self.stats).await {
             Ok(planned) => {
                 let names: Vec<String> = planned.models().iter().map(ToString::to_string).collect();
-                tracing::info!(pipeline = self.plan.name, models = names.join(", "), "new version of a model");
+                tracing::info!(
+                    pipeline = self.plan.name,
+                    models = names.join(", "),
+                    "switched to a new version of a model"
+                );
                 *query = planned;
             }
             Err(error) => {
                 let text = message(&error);
-                // what may pass is tried again
+                // a transient error is retried at the next check
                 if let Failure::Permanent(_) = Failure::from(error) {
                     *refused = found;
                 }
                 tracing::error!(
                     pipeline = self.plan.name,
-                    "a new version of a model cannot be used, the one before stays: {text}"
+                    "a new version of a model cannot be used, and the current version stays: {text}"
                 );
             }
         }
     }
 }
 
-/// Writes micro-batches as they come, and commits them when it is time.
+/// Writes micro-batches as they arrive, and commits them at the deadlines of the sink.
 fn write(
     mut sink: Box<dyn Sink>,
-    mut scored: mpsc::Receiver<Scored>,
+    mut processed: mpsc::Receiver<Processed>,
     consumer: &Consumer,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(), Failure> {
@@ -351,13 +356,13 @@ fn write(
         let deadline = sink.deadline();
         let next = runtime.block_on(async {
             match deadline {
-                Some(at) => tokio::time::timeout_at(at.into(), scored.recv()).await.ok(),
-                None => Some(scored.recv().await),
+                Some(at) => tokio::time::timeout_at(at.into(), processed.recv()).await.ok(),
+                None => Some(processed.recv().await),
             }
         });
         let epoch = consumer.context().epoch();
         if written != Some(epoch) {
-            // partitions have moved since: what was written of them and is not committed is read again
+            // partitions have moved, and their uncommitted records are read again
             sink.discard();
         }
         match next {
@@ -387,21 +392,21 @@ async fn joined<T: Send + 'static>(task: SpawnedTask<Result<T, Failure>>) -> Res
 }
 
 impl DeadLetter {
-    /// A malformed record as it was, with headers that say why and where it stood.
+    /// A copy of a malformed record. Additional headers have the reason and the position of the record.
     fn of(pipeline: &str, topic: &str, records: &Records, malformed: &Malformed) -> Self {
         use datafusion::arrow::array::Array;
         let i = malformed.record;
         let bytes =
             |column: &datafusion::arrow::array::BinaryArray| column.is_valid(i).then(|| column.value(i).to_vec());
         let mut headers = records.headers_of(i);
-        let malformed_error = [
+        let added = [
             ("aefusion.reason", malformed.reason.clone()),
             ("aefusion.pipeline", pipeline.to_owned()),
             ("aefusion.topic", topic.to_owned()),
             ("aefusion.partition", records.partitions().value(i).to_string()),
             ("aefusion.offset", records.offsets().value(i).to_string()),
         ];
-        headers.extend(malformed_error.map(|(key, value)| (key.to_owned(), Some(value.into_bytes()))));
+        headers.extend(added.map(|(key, value)| (key.to_owned(), Some(value.into_bytes()))));
         Self { key: bytes(records.keys()), value: bytes(records.values()), headers }
     }
 }

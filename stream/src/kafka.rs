@@ -2,14 +2,17 @@
 
 pub(crate) mod connection;
 mod consume;
+mod group;
 mod produce;
 mod read;
 mod table;
+mod topic;
 mod write;
 
 pub(crate) use connection::{Connection, OnMalformed};
-pub(crate) use consume::{Batch, ReaderOptions, Consumer, Reader, Span, StartOffsets, InFlight};
-pub(crate) use produce::{Failure, Producer, offsets};
+pub(crate) use consume::{Batch, InFlight, Reader, ReaderOptions, Span};
+pub(crate) use group::{Consumer, StartOffsets};
+pub(crate) use produce::{Producer, offsets};
 pub(crate) use read::malformed_error;
 pub(crate) use table::KafkaTable;
 pub use table::KafkaTables;
@@ -17,12 +20,12 @@ pub use table::KafkaTables;
 use datafusion::error::DataFusionError;
 use rdkafka::error::KafkaError;
 
-/// An error of Kafka as one of execution, with what was being done.
-pub(crate) fn failed(what: &str, error: &KafkaError) -> DataFusionError {
-    DataFusionError::Execution(format!("{what}: {}", cause(error)))
+/// An error of Kafka as an execution error. `action` says what failed.
+pub(crate) fn failed(action: &str, error: &KafkaError) -> DataFusionError {
+    DataFusionError::Execution(format!("{action}: {}", cause(error)))
 }
 
-/// What Kafka says, its own words for who said it left out.
+/// The reason that Kafka gives, without rdkafka's name for the failed operation.
 fn cause(error: &KafkaError) -> String {
     match error.rdkafka_error_code() {
         Some(code) => code.to_string(),

@@ -1,4 +1,4 @@
-//! Metrics for Prometheus.
+//! Metrics of pipelines, for Prometheus.
 
 use std::sync::atomic::AtomicU64;
 
@@ -24,13 +24,13 @@ pub(crate) struct PartitionLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ModelLabels {
     pub(crate) pipeline: String,
-    /// `fraud@3`
+    /// Name and version, for example `fraud@3`.
     pub(crate) model: String,
 }
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// Those of all pipelines of a program.
+/// Metrics of all pipelines of a script, see [`Pipelines::metrics`](crate::Pipelines::metrics).
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -48,6 +48,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Content type of [`text`](Metrics::text) for an HTTP response.
+    pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
     pub(crate) fn new() -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("aefusion"),
@@ -69,29 +72,33 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("records_in", "Records that went through the query", self.records_in.clone());
-        registry.register("records_out", "Rows that were committed to the sink", self.records_out.clone());
-        registry.register("records_skipped", "Malformed records that were left out", self.skipped.clone());
+        registry.register(
+            "records_in",
+            "Records that the query has processed and the sink has written",
+            self.records_in.clone(),
+        );
+        registry.register("records_out", "Rows committed to the sink", self.records_out.clone());
+        registry.register("records_skipped", "Malformed records that were skipped", self.skipped.clone());
         let text = "Malformed records that went to the dead-letter topic";
         registry.register("records_dead_lettered", text, self.dead_lettered.clone());
-        let text = "Times that a pipeline began anew from what it had committed";
+        let text = "Restarts from the last commit";
         registry.register("restarts", text, self.restarts.clone());
-        registry.register("lag_records", "Records of a partition that are not yet committed", self.lag.clone());
+        registry.register("lag_records", "Records of a partition that are not committed yet", self.lag.clone());
         registry.register("batch_rows", "Records of a micro-batch", self.batch_rows.clone());
-        let text = "Time from the first record of a micro-batch to its commit";
+        let text = "Time from the first record of a micro-batch to its writing";
         registry.register_with_unit("batch", text, Unit::Seconds, self.batch_seconds.clone());
-        let text = "Time that ONNX Runtime took";
+        let text = "Time in ONNX Runtime, summed over all threads";
         registry.register_with_unit("onnx_runtime", text, Unit::Seconds, self.onnx_seconds.clone());
         registry.register("error", "Reconstruction errors", self.errors.clone());
-        let text = "Records whose error is at or over the threshold of the model";
+        let text = "Rows with an error at or above the threshold of the model";
         registry.register("anomalies", text, self.anomalies.clone());
     }
 
-    /// In the text format of OpenMetrics.
+    /// All metrics in the text format of OpenMetrics. A metric appears once it has a value.
     pub fn text(&self) -> String {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
-            // writing to a string does not fail
+            // writing to a string cannot fail
             Ok(()) | Err(_) => text,
         }
     }

@@ -1,6 +1,5 @@
-//! The source of a pipeline as a bounded table: one micro-batch, and then the next.
+//! The source of a pipeline as a bounded table: in each run of the query, its rows are the current micro-batch.
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,27 +7,24 @@ use async_trait::async_trait;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Statistics, internal_err};
 use datafusion::error::Result;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{Expr, TableType};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, PlanProperties};
-use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning};
 use futures::stream;
 use parking_lot::Mutex;
 
 use super::format::{Decoder, Malformed};
 use super::kafka::KafkaTable;
 use super::records::Records;
+use super::scan::{Scan, ScanExec};
 
-/// Records that are worth a task of their own.
+/// Minimum number of records for which a task of its own pays off.
 const RECORDS_PER_TASK: usize = 2048;
 
-/// What a plan reads when it is run: the records of now.
+/// The current micro-batch, which a plan reads when it runs.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     records: Mutex<Option<Records>>,
@@ -36,13 +32,13 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Puts records where the next run reads them.
+    /// Sets the records for the next run.
     pub(crate) fn put(&self, records: Records) {
         *self.records.lock() = Some(records);
         self.malformed.lock().clear();
     }
 
-    /// The records that the run found malformed, in order.
+    /// The malformed records that the run has found, in order.
     pub(crate) fn take_malformed(&self) -> Vec<Malformed> {
         let mut malformed = std::mem::take(&mut *self.malformed.lock());
         malformed.sort_by_key(|malformed| malformed.record);
@@ -50,7 +46,7 @@ impl Slot {
     }
 }
 
-/// A topic, as a query that is run again and again sees it.
+/// A topic as the query of a pipeline sees it.
 #[derive(Debug)]
 pub(crate) struct MicroBatchTable {
     pub(crate) table: KafkaTable,
@@ -74,31 +70,30 @@ impl TableProvider for MicroBatchTable {
         _: &[Expr],
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let decoder = self.table.decoder(projection)?;
         let partitions = state.config().target_partitions();
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(Arc::clone(decoder.schema())),
-            Partitioning::UnknownPartitioning(partitions),
-            EmissionType::Incremental,
-            Boundedness::Bounded,
-        );
-        let topic = self.table.connection.to_string();
-        let slot = Arc::clone(&self.slot);
-        Ok(Arc::new(MicroBatchExec { topic, decoder, slot, partitions, properties: Arc::new(properties) }))
+        let scan = MicroBatchScan {
+            topic: self.table.connection.to_string(),
+            decoder: self.table.decoder(projection)?,
+            slot: Arc::clone(&self.slot),
+            partitions,
+        };
+        Ok(Arc::new(ScanExec::new(scan, partitions)))
     }
 }
 
-/// Gives the records of now: the first part of them in its first partition, and so on.
+/// The scan of a [`MicroBatchTable`] in physical plans.
+pub(crate) type MicroBatchExec = ScanExec<MicroBatchScan>;
+
+/// Divides the current micro-batch among its partitions, in the order of the records.
 #[derive(Debug)]
-pub(crate) struct MicroBatchExec {
+pub(crate) struct MicroBatchScan {
     topic: String,
     decoder: Decoder,
     slot: Arc<Slot>,
     partitions: usize,
-    properties: Arc<PlanProperties>,
 }
 
-impl MicroBatchExec {
+impl MicroBatchScan {
     fn range(&self, partition: usize, records: usize) -> Range<usize> {
         let n_tasks = records.div_ceil(RECORDS_PER_TASK).clamp(1, self.partitions);
         let at = |task: usize| (task * records / n_tasks).min(records);
@@ -106,38 +101,22 @@ impl MicroBatchExec {
     }
 }
 
-impl DisplayAs for MicroBatchExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns: Vec<&str> = self.decoder.schema().fields().iter().map(|field| field.name().as_str()).collect();
-        write!(f, "MicroBatchExec: {}, columns=[{}]", self.topic, columns.join(", "))
-    }
-}
+impl Scan for MicroBatchScan {
+    const NAME: &'static str = "MicroBatchExec";
 
-impl ExecutionPlan for MicroBatchExec {
-    fn name(&self) -> &'static str {
-        "MicroBatchExec"
+    fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
+    fn topic(&self) -> String {
+        self.topic.clone()
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
+    fn limit(&self) -> Option<usize> {
+        None
     }
 
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        if children.is_empty() { Ok(self) } else { internal_err!("MicroBatchExec has no input") }
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn rows(&self, partition: usize) -> Result<SendableRecordBatchStream> {
         let Some(records) = self.slot.records.lock().clone() else { return internal_err!("there is no micro-batch") };
         let range = self.range(partition, records.len());
         let (decoder, slot) = (self.decoder.clone(), Arc::clone(&self.slot));
@@ -152,11 +131,12 @@ impl ExecutionPlan for MicroBatchExec {
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(self.decoder.schema()), rows)))
     }
 
-    /// It is the larger side of any join: a static table is what is kept in memory.
-    fn statistics_from_inputs(&self, _: &[Arc<Statistics>], _: &StatisticsArgs) -> Result<Arc<Statistics>> {
+    /// The micro-batch counts as the larger side of any join, because the smaller side, a static table, is kept in
+    /// memory.
+    fn statistics(&self) -> Statistics {
         let mut statistics = Statistics::new_unknown(self.decoder.schema());
         statistics.num_rows = Precision::Inexact(usize::MAX / 4096);
         statistics.total_byte_size = Precision::Inexact(usize::MAX / 4096);
-        Ok(Arc::new(statistics))
+        statistics
     }
 }

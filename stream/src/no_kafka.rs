@@ -1,4 +1,4 @@
-//! What stands in for Kafka in a build without it.
+//! The table factory of a build without the feature `kafka`.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use datafusion::common::not_impl_err;
 use datafusion::error::Result;
 use datafusion::logical_expr::CreateExternalTable;
 
-/// Refuses tables that are `STORED AS KAFKA`.
+/// Refuses tables that are `STORED AS KAFKA`, because this build lacks the cargo feature `kafka`.
 #[derive(Debug)]
 pub struct KafkaTables;
 
@@ -16,7 +16,8 @@ pub struct KafkaTables;
 impl TableProviderFactory for KafkaTables {
     async fn create(&self, _: &dyn Session, statement: &CreateExternalTable) -> Result<Arc<dyn TableProvider>> {
         not_impl_err!(
-            "{}: this build has no Kafka; build it with the cargo feature kafka to read and write topics",
+            "CREATE EXTERNAL TABLE {}: this build does not support Kafka; build it with the cargo feature kafka to \
+             read and write topics",
             statement.name
         )
     }

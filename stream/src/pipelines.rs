@@ -1,4 +1,4 @@
-//! The pipelines of a script: planned together, started and stopped together.
+//! The pipelines of a script. They are planned, started and stopped together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,17 @@ use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use super::job::{Job, Plan};
 use super::metrics::Metrics;
 use super::stats::Stats;
-use super::stop::Stop;
+use super::stop::StopHandle;
 
-/// How pipelines run.
+/// How pipelines run, see [`Pipelines::run`].
 #[derive(Debug, Clone)]
 pub struct RunOptions {
-    /// Name of this instance of the pipelines. Several instances share the partitions of a topic; a second one of the same
-    /// name replaces the first. Default: `main`.
+    /// Name of this instance of the pipelines: letters, digits, `_` and `-`. Default: `main`.
+    ///
+    /// Instances in other processes share the partitions of the topics. An instance replaces a running one that has the
+    /// same name.
     pub instance: String,
-    /// End after the topics were read up to their ends and everything is committed. Default: false.
+    /// Whether to end when the topics are read to their ends and everything is committed. Default: false.
     pub until_end: bool,
 }
 
@@ -33,55 +35,86 @@ impl Default for RunOptions {
     }
 }
 
+impl RunOptions {
+    /// Checks the options. [`Pipelines::run`] does the same, but after the whole script.
+    ///
+    /// # Errors
+    /// A planning error if the name of the instance is empty or has other characters.
+    pub fn check(&self) -> Result<()> {
+        check_name("the instance name", &self.instance)
+    }
+}
+
 /// The pipelines of a script, ready to run.
+///
+/// ```no_run
+/// # async fn run(context: datafusion::prelude::SessionContext, script: &str) -> datafusion::error::Result<()> {
+/// use aefusion_stream::{Pipelines, RunOptions};
+///
+/// let pipelines = Pipelines::plan(&context, script, "alerts").await?;
+/// let stats = pipelines.stats().to_vec(); // stats[0].line() is a summary
+/// let stop = pipelines.stop_handle(); // stop.stop() ends the pipelines
+/// pipelines.run(&RunOptions { until_end: true, ..RunOptions::default() }).await?;
+/// # drop((stats, stop));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Pipelines {
     plans: Vec<Plan>,
     models: Models,
     metrics: Arc<Metrics>,
     stats: Vec<Arc<Stats>>,
-    stop: Stop,
+    stop: StopHandle,
 }
 
 impl Pipelines {
-    /// Runs the statements of a script that make tables, models and settings, and plans an INSERT as a pipeline each.
+    /// Runs the statements of a script in their order, and plans each INSERT as a pipeline. Planning a pipeline
+    /// connects to no broker.
     ///
-    /// `script_name` begins the names of pipelines that `SET stream.name` does not name.
+    /// The session must have been built with [`with_pipelines`](crate::SessionStateBuilderExt::with_pipelines) and
+    /// `with_autoencoders` of `aefusion_udfs`. A script with `CREATE MODEL … AS SELECT` also needs a trainer. A
+    /// pipeline without `SET stream.name` has the name `script_name-SINK`.
     ///
     /// # Errors
-    /// A planning error if a statement is a query, if an INSERT cannot be a pipeline, if two pipelines have one name or if
-    /// there is none; the error of a statement that fails.
+    /// - A planning error if a statement is a query, or if the script has no INSERT.
+    /// - A planning error if an INSERT cannot be a pipeline, or if two pipelines have the same name.
+    /// - The error of a statement that fails.
+    /// - An internal error if the session has no models.
     pub async fn plan(context: &SessionContext, script: &str, script_name: &str) -> Result<Self> {
         let Some(models) = context.state().config().get_extension::<Models>() else {
-            return internal_err!("the session has no models: build it with_autoencoders");
+            return internal_err!("the session has no models; build it with with_autoencoders");
         };
         let plans = plans(context, script, script_name).await?;
         let metrics = Arc::new(Metrics::new());
         let stats = plans.iter().map(|plan| Stats::new(&plan.name, Arc::clone(&metrics))).collect();
-        Ok(Self { plans, models: models.as_ref().clone(), metrics, stats, stop: Stop::default() })
+        Ok(Self { plans, models: models.as_ref().clone(), metrics, stats, stop: StopHandle::default() })
     }
 
-    /// Statistics of each pipeline.
+    /// Statistics of each pipeline, in the order of the script. They stay up to date while the pipelines run.
     pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
     }
 
-    /// Metrics of all pipelines, for Prometheus.
+    /// Metrics of all pipelines, for Prometheus. They stay up to date while the pipelines run.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Ends the pipelines when it is asked to.
-    pub fn stop(&self) -> Stop {
+    /// A handle for ending the pipelines from another task or thread.
+    pub fn stop_handle(&self) -> StopHandle {
         self.stop.clone()
     }
 
-    /// Runs all pipelines until they are stopped, or until the ends of their topics. If one fails, the others stop.
+    /// Runs all pipelines until a stop is requested, or until the ends of their topics. If one fails, the others stop.
+    ///
+    /// Failures of brokers, networks, disks and stores do not end a pipeline. It retries from its last commit.
     ///
     /// # Errors
-    /// A planning error if the instance's name is refused; the first error that a retry cannot mend.
+    /// - A planning error if the name of the instance is not valid, or if a query cannot run batch by batch.
+    /// - The first error that a retry cannot fix. Others are logged.
     pub async fn run(self, options: &RunOptions) -> Result<()> {
-        check_name("the name of an instance", &options.instance)?;
+        options.check()?;
         let mut jobs = JoinSet::new();
         for (plan, stats) in self.plans.into_iter().zip(&self.stats) {
             tracing::info!(pipeline = plan.name, instance = options.instance, "{}", plan.describe());
@@ -99,7 +132,7 @@ impl Pipelines {
         let mut failed = None;
         while let Some(ended) = jobs.join_next().await {
             if let Err(error) = ended.unwrap_or_else(|e| Err(DataFusionError::External(Box::new(e)))) {
-                self.stop.ask();
+                self.stop.stop();
                 match &failed {
                     None => failed = Some(error),
                     Some(_) => tracing::error!("{}", aefusion_udfs::message(&error)),
@@ -113,19 +146,19 @@ impl Pipelines {
     }
 }
 
-/// Checks a name that stands in names of files and transactions. `what` begins the error.
+/// Checks a name that becomes part of names of files and transactions. `what` names it in the error.
 ///
 /// # Errors
 /// A planning error if the name is empty or has other characters than letters, digits, `_` and `-`.
-pub fn check_name(what: &str, name: &str) -> Result<()> {
+pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     match !name.is_empty() && name.chars().all(is_plain) {
         true => Ok(()),
-        false => plan_err!("{what} must be of letters, digits, '_' and '-'; found '{name}' (SET stream.name = '…')"),
+        false => plan_err!("{what} must consist of letters, digits, '_' and '-'; found '{name}'"),
     }
 }
 
-/// Runs the statements before the pipelines, and plans the pipelines.
+/// Runs the statements of a script, and plans its pipelines.
 async fn plans(context: &SessionContext, script: &str, script_name: &str) -> Result<Vec<Plan>> {
     let mut plans: Vec<Plan> = Vec::new();
     for statement in parse(context, script)? {
@@ -136,7 +169,7 @@ async fn plans(context: &SessionContext, script: &str, script_name: &str) -> Res
                 let plan = plan.map_err(|e| explain(shortened(&what), e))?;
                 if plans.iter().any(|other| other.name == plan.name) {
                     return plan_err!(
-                        "two pipelines are called '{}'; SET stream.name = '…' before the second gives it another name",
+                        "two pipelines have the name '{}'; use SET stream.name = '…' before the second to rename it",
                         plan.name
                     );
                 }
@@ -144,7 +177,7 @@ async fn plans(context: &SessionContext, script: &str, script_name: &str) -> Res
             }
             Statement::DataFusion(statement) if is_query(&statement) => {
                 return plan_err!(
-                    "{}: a pipeline has nowhere to print rows; aefusion sql does",
+                    "{}: a script of pipelines cannot return rows; run queries with aefusion sql",
                     shortened(&statement.to_string())
                 );
             }
@@ -152,7 +185,7 @@ async fn plans(context: &SessionContext, script: &str, script_name: &str) -> Res
         }
     }
     match plans.is_empty() {
-        true => plan_err!("the file has no INSERT INTO … SELECT …, so there is no pipeline to run"),
+        true => plan_err!("the script has no pipeline; add an INSERT INTO … SELECT … for each"),
         false => Ok(plans),
     }
 }

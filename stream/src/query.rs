@@ -1,4 +1,4 @@
-//! The query of a pipeline: planned once, run for each micro-batch.
+//! The query of a pipeline: planned once, and run for each micro-batch.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -42,15 +42,17 @@ pub(crate) struct Insert {
 }
 
 impl Insert {
+    /// Plans a statement to find its topic and its sink.
+    ///
     /// # Errors
-    /// A planning error if the statement does not read one topic.
+    /// A planning error if the statement is no INSERT, or reads no topic or several.
     pub(crate) async fn try_new(state: &SessionState, statement: Statement) -> Result<Self> {
         let mut config = state.config().clone();
         let options = config.options_mut();
-        // rows stay in the order of their records, whatever joins are among them
+        // rows keep the order of their records, even with joins
         options.optimizer.repartition_joins = false;
         options.optimizer.enable_round_robin_repartition = false;
-        // a plan that runs again and again must not keep what one run filled in
+        // a dynamic filter would keep the values of one run for the next one
         options.set("datafusion.optimizer.enable_dynamic_filter_pushdown", "false")?;
         let state = SessionStateBuilder::new_from_existing(state.clone()).with_config(config).build();
         let insert = insert_of(state.statement_to_plan(statement.clone()).await?)?;
@@ -62,20 +64,22 @@ impl Insert {
             Ok(TreeNodeRecursion::Continue)
         })?;
         let Some(source) = sources.pop() else {
-            return plan_err!("it reads no table that is STORED AS KAFKA; aefusion sql runs it once");
+            return plan_err!(
+                "the query reads no table that is STORED AS KAFKA; run such a statement with aefusion sql"
+            );
         };
         if sources.iter().any(|other| other.connection.to_string() != source.connection.to_string()) {
-            return plan_err!("it reads more than one topic; a pipeline reads one");
+            return plan_err!("the query reads more than one topic; a pipeline reads one");
         }
         let sink = source_as_provider(&insert.target)?;
         Ok(Self { statement, state, source, sink_name: insert.table_name.table().to_owned(), sink })
     }
 
-    /// Plans the query with the models of now.
+    /// Plans the query with the current versions of its models, and reads its static tables.
     ///
     /// # Errors
-    /// A planning error if it cannot be run batch by batch, with the reason; an execution error if a static table cannot
-    /// be read.
+    /// A planning error with the reason if the query cannot run batch by batch. An execution error if a static table
+    /// cannot be read.
     pub(crate) async fn plan(&self, stats: &Arc<Stats>) -> Result<Query> {
         let insert = insert_of(self.state.statement_to_plan(self.statement.clone()).await?)?;
         let slot = Arc::new(Slot::default());
@@ -98,9 +102,9 @@ fn insert_of(plan: LogicalPlan) -> Result<DmlStatement> {
     match plan {
         LogicalPlan::Dml(insert) => match insert.op {
             WriteOp::Insert(InsertOp::Append) => Ok(insert),
-            _ => plan_err!("a pipeline adds rows (INSERT INTO); it neither replaces nor removes any"),
+            _ => plan_err!("a pipeline can only add rows; use INSERT INTO"),
         },
-        _ => plan_err!("a pipeline is an INSERT INTO … SELECT … FROM …"),
+        _ => plan_err!("a pipeline must be an INSERT INTO … SELECT … FROM …"),
     }
 }
 
@@ -113,8 +117,8 @@ fn as_micro_batch(node: LogicalPlan, slot: &Arc<Slot>) -> Result<Transformed<Log
     Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
 }
 
-/// Makes the stream the side of each join that is probed, row after row in their order, and the table the side that is
-/// kept in memory.
+/// Swaps the inputs of joins that would keep the topic in memory: afterwards the table is kept in memory, and the rows
+/// of the topic are probed in their order.
 ///
 /// ```text
 /// HashJoinExec: LeftSemi            HashJoinExec: RightSemi
@@ -124,10 +128,10 @@ fn as_micro_batch(node: LogicalPlan, slot: &Arc<Slot>) -> Result<Transformed<Log
 /// ```
 fn in_order(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let ordered = plan.transform_up(|node| {
-        // NOT IN cannot be turned: it stays, and is right, if in another order
+        // NOT IN cannot be swapped. Its result stays correct, but in another order.
         let is_fixed = node.downcast_ref::<HashJoinExec>().is_some_and(|join| join.null_aware);
-        let is_built_of_the_stream = !is_fixed && node.children().first().is_some_and(|left| streams(left));
-        if !is_built_of_the_stream {
+        let is_built_from_topic = !is_fixed && node.children().first().is_some_and(|left| streams(left));
+        if !is_built_from_topic {
             return Ok(Transformed::no(node));
         }
         let node = match node.downcast_ref::<HashJoinExec>() {
@@ -138,7 +142,7 @@ fn in_order(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
                 let join = Arc::clone(&node).replace_children(children, options)?;
                 match join.downcast_ref::<HashJoinExec>() {
                     Some(join) => join.swap_inputs(PartitionMode::CollectLeft)?,
-                    None => return internal_err!("a join is none any more"),
+                    None => return internal_err!("a HashJoinExec became another node when its children were replaced"),
                 }
             }
             None => match (node.downcast_ref::<NestedLoopJoinExec>(), node.downcast_ref::<CrossJoinExec>()) {
@@ -159,7 +163,7 @@ fn without_coalescing(plan: &Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     }
 }
 
-/// Reads all that does not come from the topic, once, and keeps it in memory.
+/// Runs the parts of a plan that do not read the topic, and keeps their rows in memory.
 async fn with_static_tables_read(
     plan: Arc<dyn ExecutionPlan>,
     context: &Arc<TaskContext>,
@@ -183,16 +187,16 @@ fn streams(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.downcast_ref::<MicroBatchExec>().is_some() || plan.children().into_iter().any(streams)
 }
 
-/// What a run gives.
+/// Result of a run of the query over one micro-batch.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// Rows in the order of their records.
     pub(crate) rows: Vec<RecordBatch>,
-    /// Records that no row could be made of, in order.
+    /// Malformed records, in order.
     pub(crate) malformed: Vec<Malformed>,
 }
 
-/// A query that can be run.
+/// A planned query.
 #[derive(Debug)]
 pub(crate) struct Query {
     plan: Arc<dyn ExecutionPlan>,
@@ -202,7 +206,7 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    /// The models that it was planned with.
+    /// The models that the query was planned with.
     pub(crate) fn models(&self) -> &[Arc<Model>] {
         &self.models
     }
@@ -211,11 +215,11 @@ impl Query {
         self.plan.schema()
     }
 
-    /// Runs it over records. A record for which the query fails, as for a cast that cannot be done, is malformed_error among the
-    /// malformed ones; `stop_at_first`: it is not looked for a second one.
+    /// Runs the query over records. A record counts as malformed if the query fails for it, for example in a cast. Such
+    /// records are found by bisection; with `stop_at_first`, the search ends at the first.
     ///
     /// # Errors
-    /// An error that is no record's fault.
+    /// An error that no single record causes.
     pub(crate) async fn run(&self, records: &Records, stop_at_first: bool) -> Result<Outcome> {
         let mut outcome = Outcome { rows: Vec::new(), malformed: Vec::new() };
         self.split(records, 0..records.len(), stop_at_first, &mut outcome).await?;
@@ -233,14 +237,14 @@ impl Query {
         if range.is_empty() || (stop_at_first && !outcome.malformed.is_empty()) {
             return Ok(());
         }
-        match self.once(records.slice(&range)).await {
+        match self.run_once(records.slice(&range)).await {
             Ok((rows, malformed)) => {
                 outcome.rows.extend(rows);
                 let moved = malformed.into_iter().map(|m| Malformed { record: m.record + range.start, ..m });
                 outcome.malformed.extend(moved);
                 Ok(())
             }
-            Err(error) if !is_of_the_data(&error) => Err(error),
+            Err(error) if !may_be_of_a_record(&error) => Err(error),
             Err(error) if range.len() == 1 => {
                 outcome.malformed.push(Malformed { record: range.start, reason: reason(&error) });
                 Ok(())
@@ -253,7 +257,7 @@ impl Query {
         }
     }
 
-    async fn once(&self, records: Records) -> Result<(Vec<RecordBatch>, Vec<Malformed>)> {
+    async fn run_once(&self, records: Records) -> Result<(Vec<RecordBatch>, Vec<Malformed>)> {
         self.slot.put(records);
         let plan = reset_plan_states(Arc::clone(&self.plan))?;
         let n_partitions = plan.output_partitioning().partition_count();
@@ -274,7 +278,7 @@ impl Query {
     }
 }
 
-/// Whether an error may be that of one record.
-fn is_of_the_data(error: &DataFusionError) -> bool {
+/// Whether a single record may have caused an error.
+fn may_be_of_a_record(error: &DataFusionError) -> bool {
     matches!(error.find_root(), DataFusionError::Execution(_) | DataFusionError::ArrowError(..))
 }

@@ -1,4 +1,4 @@
-//! Records of a topic, column by column.
+//! Records of a topic, stored by column.
 
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
@@ -19,11 +19,11 @@ static HEADER: LazyLock<Fields> = LazyLock::new(|| {
     Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)])
 });
 
-/// Type of the headers of a record: a list of keys and values, in the order that they were sent in.
+/// Type of the headers of a record: a list of keys and values, in the order in which they were sent.
 pub(crate) static HEADERS: LazyLock<DataType> =
     LazyLock::new(|| DataType::List(Arc::new(Field::new("item", DataType::Struct(HEADER.clone()), true))));
 
-/// Type of the time of a record.
+/// Type of the timestamp of a record.
 pub(crate) const TIMESTAMP: DataType = DataType::Timestamp(TimeUnit::Millisecond, None);
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -37,12 +37,12 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// Records that were read from a topic, or are to be written to one: one row a record.
+/// Records that were read from a topic or will be written to a topic, one row per record.
 #[derive(Debug, Clone)]
 pub(crate) struct Records(RecordBatch);
 
 impl Records {
-    /// Records to write: null partitions are for the partitioner to choose, null times are the time of writing.
+    /// Records to write. For a null partition, the partitioner chooses; a null timestamp means the time of writing.
     pub(crate) fn try_new(
         values: BinaryArray,
         keys: ArrayRef,
@@ -98,13 +98,13 @@ impl Records {
         keys.iter().zip(values).map(|(k, v)| (k.unwrap_or_default().to_owned(), v.map(<[u8]>::to_vec))).collect()
     }
 
-    /// A column as a table has it.
+    /// A column by name: `value`, `key`, `timestamp`, `partition`, `offset` or `headers`.
     pub(crate) fn column(&self, name: &str) -> Option<&ArrayRef> {
         self.0.column_by_name(name)
     }
 }
 
-/// Collects records as they are read.
+/// Collects records while they are read.
 #[derive(Debug)]
 pub(crate) struct RecordsBuilder {
     values: BinaryBuilder,
@@ -118,7 +118,7 @@ pub(crate) struct RecordsBuilder {
 }
 
 impl RecordsBuilder {
-    /// Without headers every record has none.
+    /// `with_headers`: whether to keep the headers; without, they are null.
     pub(crate) fn new(with_headers: bool) -> Self {
         Self {
             values: BinaryBuilder::new(),
@@ -136,7 +136,7 @@ impl RecordsBuilder {
         self.offsets.len()
     }
 
-    /// Bytes of keys, values and headers.
+    /// Size of all keys, values and headers, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -160,10 +160,10 @@ impl RecordsBuilder {
         }
     }
 
-    /// The records; none are left here.
+    /// Returns the collected records, and empties the builder.
     ///
     /// # Errors
-    /// Never, as long as the columns are as long as each other.
+    /// An Arrow error if the columns differ in length, which cannot happen.
     pub(crate) fn finish(&mut self) -> Result<Records> {
         self.bytes = 0;
         let n = self.len();

@@ -1,4 +1,4 @@
-//! Topics and pipelines for a session that is being built.
+//! Topics and pipelines in a session.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use datafusion::execution::SessionStateBuilder;
 
 use crate::{KafkaTables, StreamOptions};
 
-/// Topics and pipelines for a session that is being built.
+/// Adds topics and the settings of pipelines to a session that is being built.
 pub trait SessionStateBuilderExt {
-    /// Adds the settings `stream.…` and the tables `STORED AS KAFKA`.
+    /// Adds the settings `stream.…` and tables that are `STORED AS KAFKA`.
     ///
-    /// Without the cargo feature `kafka`, a statement that makes such a table fails and names the feature.
+    /// Without the cargo feature `kafka`, a statement that creates such a table fails, and the error names the feature.
     #[must_use]
     fn with_pipelines(self) -> Self;
 }

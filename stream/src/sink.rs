@@ -1,4 +1,4 @@
-//! Where the rows of a pipeline go.
+//! Sinks: where a pipeline writes its rows.
 
 mod files;
 mod manifest;
@@ -19,34 +19,34 @@ pub(crate) use files::FileSink;
 pub(crate) use topic::{DeadLetters, TopicSink};
 
 use super::failure::Failure;
-use super::kafka::{Consumer, KafkaTable, Span, StartOffsets, InFlight};
+use super::kafka::{Consumer, InFlight, KafkaTable, Span, StartOffsets};
 use super::records::Records;
 use super::stats::Counts;
 
-/// A micro-batch after the query.
-pub(crate) struct Scored {
+/// A micro-batch that the query has processed.
+pub(crate) struct Processed {
     pub(crate) output: Output,
     /// Rows in the output.
     pub(crate) rows: usize,
-    /// Malformed records that are to be kept.
-    pub(crate) dead: Vec<DeadLetter>,
+    /// Malformed records for the dead-letter topic.
+    pub(crate) dead_letters: Vec<DeadLetter>,
     pub(crate) counts: Counts,
     pub(crate) spans: BTreeMap<i32, Span>,
     pub(crate) epoch: u64,
     pub(crate) group: Arc<ConsumerGroupMetadata>,
-    /// Dropped when the sink is done with it.
-    #[expect(dead_code, reason = "what counts is when it is dropped")]
+    /// Dropped when the sink has written the micro-batch.
+    #[expect(dead_code, reason = "dropping it updates a count")]
     pub(crate) in_flight: InFlight,
 }
 
-/// Rows as a sink takes them.
+/// Rows in the form that a sink needs.
 #[derive(Debug)]
 pub(crate) enum Output {
     Records(Vec<Records>),
     Rows(Vec<RecordBatch>),
 }
 
-/// A record that no row could be made of, and why.
+/// A malformed record for the dead-letter topic, with the reason in its headers.
 #[derive(Debug)]
 pub(crate) struct DeadLetter {
     pub(crate) key: Option<Vec<u8>>,
@@ -54,31 +54,31 @@ pub(crate) struct DeadLetter {
     pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
-/// Writes micro-batches, so that rows and offsets are committed together.
+/// Writes micro-batches, and commits rows and offsets together.
 pub(crate) trait Sink: Send {
-    /// Writes a micro-batch; it may be committed later, together with others.
+    /// Writes a micro-batch. The sink may commit it later, together with others.
     ///
     /// # Errors
-    /// See [`Failure`]; nothing of what is not committed can be read then.
-    fn write(&mut self, scored: Scored) -> Result<(), Failure>;
+    /// See [`Failure`]. After a failure, readers see no uncommitted rows.
+    fn write(&mut self, batch: Processed) -> Result<(), Failure>;
 
-    /// When what was written must be committed, if anything was.
+    /// When the written micro-batches must be committed; none if there are none.
     fn deadline(&self) -> Option<Instant>;
 
-    /// Commits what was written.
+    /// Commits the written micro-batches.
     ///
     /// # Errors
     /// See [`Failure`].
     fn commit(&mut self) -> Result<(), Failure>;
 
-    /// Gives up what was written and is not committed.
+    /// Discards micro-batches that are written but not committed.
     fn discard(&mut self);
 
-    /// The consumer that reads what is written: it is malformed_error what is committed where that is not in a transaction.
-    fn tell(&mut self, consumer: Arc<Consumer>);
+    /// Sets the consumer of the pipeline, for committing offsets outside of transactions.
+    fn set_consumer(&mut self, consumer: Arc<Consumer>);
 }
 
-/// The table that a pipeline writes.
+/// The table that a pipeline writes to.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
     Topic(Box<KafkaTable>),
@@ -86,6 +86,8 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// Checks that a pipeline can write to a table.
+    ///
     /// # Errors
     /// A planning error if the table is neither a topic nor a folder of Parquet or NDJSON files.
     pub(crate) fn of(table: &Arc<dyn TableProvider>, state: &datafusion::execution::SessionState) -> Result<Self> {
@@ -96,13 +98,14 @@ impl Target {
         match table.downcast_ref::<ListingTable>() {
             Some(table) => Ok(Self::Files(files::Folder::of(table, state)?)),
             None => plan_err!(
-                "a pipeline writes to a table that is STORED AS KAFKA, or STORED AS PARQUET or JSON with a folder as its LOCATION"
+                "a pipeline must write to a table that is STORED AS KAFKA, or STORED AS PARQUET or JSON with a folder \
+                 as its LOCATION"
             ),
         }
     }
 
-    /// Offsets that the target knows better than Kafka does.
-    pub(crate) fn starts(&self, pipeline: &str, topic: &str) -> Option<Arc<dyn StartOffsets>> {
+    /// Offsets to start from, if the sink stores them itself.
+    pub(crate) fn start_offsets(&self, pipeline: &str, topic: &str) -> Option<Arc<dyn StartOffsets>> {
         match self {
             Self::Topic(_) => None,
             Self::Files(folder) => Some(Arc::new(folder.chain(pipeline, topic))),

@@ -1,4 +1,4 @@
-//! What a pipeline did: counted for Prometheus, and kept for a while for its page.
+//! Statistics of a pipeline: counters for Prometheus, and a short history for its page.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use serde_json::Value;
 
 use super::metrics::{Metrics, ModelLabels, PartitionLabels, PipelineLabels};
 
-const UNREACHABLE: &str = "no broker can be reached";
-/// Seconds of the past that are kept.
+const NO_BROKER: &str = "no broker can be reached";
+/// Length of the history, seconds.
 const KEPT_SECONDS: usize = 600;
-/// Anomalous records that are kept, and how many of a second at most.
+/// Number of anomalous records in the history, and how many of them each second may add.
 const KEPT_ANOMALIES: usize = 50;
 const ANOMALIES_PER_SECOND: usize = 3;
-/// Contributions that are kept of each.
+/// Contributions that are kept for each anomalous record.
 const KEPT_CONTRIBUTIONS: usize = 5;
-/// Bins of the error's histogram a power of ten, and the powers.
+/// Bins of the histogram of errors for each power of ten, and the range of the powers.
 const BINS_PER_DECADE: i32 = 8;
 const FIRST_DECADE: i32 = -5;
 const LAST_DECADE: i32 = 5;
 
-/// What a pipeline did.
+/// Statistics of a running pipeline, updated while it runs. See [`Pipelines::stats`](crate::Pipelines::stats).
 #[derive(Debug)]
 pub struct Stats {
     pipeline: String,
@@ -40,40 +40,43 @@ pub struct Stats {
 #[derive(Debug, Default)]
 struct Inner {
     state: State,
-    /// Why it is not running.
+    /// Why the pipeline is waiting.
     trouble: Option<String>,
     total: Totals,
-    /// Of the second that is running, and those before it.
+    /// The totals at the end of the last second.
     last: Totals,
+    /// The last seconds, oldest first.
     seconds: VecDeque<Second>,
-    /// By partition that is assigned: where it ends, and where what is committed ends.
+    /// The assigned partitions.
     partitions: BTreeMap<i32, Partition>,
     models: BTreeMap<String, ModelStats>,
     anomalies: VecDeque<Anomaly>,
+    /// Anomalous records that were added during this second.
     anomalies_this_second: usize,
 }
 
-/// What a micro-batch was.
+/// Counts of one micro-batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counts {
-    /// When the first of its records was read.
+    /// When the first record was read.
     pub(crate) since: Instant,
     pub(crate) records: usize,
-    /// Malformed ones, left out and set aside.
+    /// Malformed records that were skipped.
     pub(crate) skipped: usize,
+    /// Malformed records for the dead-letter topic.
     pub(crate) dead_lettered: usize,
 }
 
-/// Where a pipeline is.
+/// State of a pipeline.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// It has not yet read.
+    /// It has no partitions yet.
     #[default]
     Starting,
-    /// It is reading, or waiting for records.
+    /// It is reading, or waiting for new records.
     Running,
-    /// Something around it failed; it tries again.
+    /// It waits after a failure, and retries.
     Waiting,
     /// It has ended.
     Ended,
@@ -90,10 +93,10 @@ struct Totals {
     restarts: u64,
 }
 
-/// One second of the past.
+/// One second of the history.
 #[derive(Debug, Clone, Serialize)]
 struct Second {
-    /// Seconds since 1970.
+    /// Unix time, seconds.
     at: u64,
     records_in: u64,
     records_out: u64,
@@ -104,20 +107,20 @@ struct Second {
 #[derive(Debug, Default, Clone, Copy)]
 struct Partition {
     end: i64,
-    /// None until something was committed, or the group's own offset is known.
+    /// None until the first commit, or until the offset of the group is known.
     committed: Option<i64>,
-    /// The offset after the last record up to its end, as far as that was known when it was last reached: markers of
-    /// transactions may follow.
+    /// The offset after the last record, when the pipeline last reached the end. Only transaction markers follow it.
     read_to: Option<i64>,
 }
 
-/// The errors that one version of a model measured.
+/// Errors that one version of a model measured.
 #[derive(Debug, Clone, Serialize)]
 struct ModelStats {
     threshold: Option<f64>,
     anomalies: u64,
-    /// Lower edges of the bins, and the rows in each.
+    /// Lower edges of the bins of the histogram.
     edges: Vec<f64>,
+    /// Rows in each bin.
     counts: Vec<u64>,
 }
 
@@ -130,7 +133,9 @@ struct Anomaly {
     contributions: Vec<Value>,
 }
 
-/// All that a page shows of a pipeline.
+/// The state of a pipeline at one moment, for a page or an API; serialize it to read it.
+///
+/// `docs/streaming-reference.md` describes the fields.
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
     name: String,
@@ -149,12 +154,12 @@ impl Stats {
         Arc::new(Self { pipeline: pipeline.to_owned(), metrics, labels, inner: Mutex::default() })
     }
 
-    /// Name of the pipeline.
+    /// The name of the pipeline.
     pub fn pipeline(&self) -> &str {
         &self.pipeline
     }
 
-    /// The partitions that are read from now on; none if there are more instances than partitions.
+    /// Partitions were assigned, possibly none: then there are more instances than partitions.
     pub(crate) fn assigned(&self, partitions: impl IntoIterator<Item = i32>) {
         self.revoked();
         let mut inner = self.inner.lock();
@@ -163,14 +168,14 @@ impl Stats {
         inner.trouble = None;
     }
 
-    /// None is read until some are assigned.
+    /// All partitions were revoked.
     pub(crate) fn revoked(&self) {
         for partition in std::mem::take(&mut self.inner.lock().partitions).into_keys() {
             self.metrics.lag.remove(&self.partition(partition));
         }
     }
 
-    /// Where a partition ends, and where the group was in it when it was assigned.
+    /// The end of a partition is known, and the offset of the group at its assignment.
     pub(crate) fn set_end(&self, partition: i32, end: i64, committed: i64) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
@@ -183,7 +188,7 @@ impl Stats {
         }
     }
 
-    /// A partition was read to its end, which is this offset; none if nothing of it was read.
+    /// A partition was read to its end, up to this offset; none if it had nothing to read.
     pub(crate) fn at_end(&self, partition: i32, offset: Option<i64>) {
         let mut inner = self.inner.lock();
         if let Some(known) = inner.partitions.get_mut(&partition) {
@@ -216,7 +221,7 @@ impl Stats {
             (counts.skipped, &mut total.skipped, &self.metrics.skipped),
             (counts.dead_lettered, &mut total.dead_lettered, &self.metrics.dead_lettered),
         ] {
-            // a metric is there once it has a value
+            // a metric appears once it has a value
             if n > 0 {
                 *total += n as u64;
                 metric.get_or_create(&self.labels).inc_by(n as u64);
@@ -227,15 +232,15 @@ impl Stats {
         self.metrics.batch_seconds.get_or_create(&self.labels).observe(counts.since.elapsed().as_secs_f64());
     }
 
-    /// Whether brokers can be reached, as librdkafka knows it.
-    pub(crate) fn reachable(&self, is_reachable: bool) {
+    /// Whether librdkafka has a connection to any broker.
+    pub(crate) fn set_reachable(&self, is_reachable: bool) {
         let mut inner = self.inner.lock();
         match (inner.state, is_reachable) {
             (State::Running, false) => {
                 inner.state = State::Waiting;
-                inner.trouble = Some(UNREACHABLE.to_owned());
+                inner.trouble = Some(NO_BROKER.to_owned());
             }
-            (State::Waiting, true) if inner.trouble.as_deref() == Some(UNREACHABLE) => {
+            (State::Waiting, true) if inner.trouble.as_deref() == Some(NO_BROKER) => {
                 inner.state = State::Running;
                 inner.trouble = None;
             }
@@ -243,7 +248,7 @@ impl Stats {
         }
     }
 
-    /// Something around the pipeline failed.
+    /// The pipeline failed, and waits for its retry.
     pub(crate) fn waiting(&self, trouble: String) {
         let mut inner = self.inner.lock();
         inner.state = State::Waiting;
@@ -257,12 +262,12 @@ impl Stats {
         self.inner.lock().state = State::Ended;
     }
 
-    /// Whether it reads.
+    /// Whether the pipeline has received its partitions and can reach a broker.
     pub fn is_ready(&self) -> bool {
         self.inner.lock().state == State::Running
     }
 
-    /// Another second is over.
+    /// Adds a second to the history.
     pub(crate) fn tick(&self) {
         let mut inner = self.inner.lock();
         let (total, last) = (inner.total, inner.last);
@@ -281,7 +286,7 @@ impl Stats {
         inner.seconds.push_back(second);
     }
 
-    /// For a line on a terminal.
+    /// A summary in one line, for a terminal or a log.
     pub fn line(&self) -> String {
         let inner = self.inner.lock();
         let per_second = inner.seconds.back().map_or(0, |second| second.records_in);
@@ -307,7 +312,7 @@ impl Stats {
         line
     }
 
-    /// All that a page shows.
+    /// The current state and the history.
     pub fn snapshot(&self) -> Snapshot {
         let inner = self.inner.lock();
         Snapshot {
@@ -387,7 +392,7 @@ impl ModelStats {
         Self { threshold, anomalies: 0, counts: vec![0; edges.len()], edges }
     }
 
-    /// Errors below the first bin are in it.
+    /// Adds an error to its bin. Errors below the first bin count in the first bin.
     fn count(&mut self, error: f64) {
         let bin = self.edges.partition_point(|edge| *edge <= error).saturating_sub(1);
         if let Some(count) = self.counts.get_mut(bin) {
@@ -396,7 +401,7 @@ impl ModelStats {
     }
 }
 
-/// Some rows with their contributions.
+/// Anomalous rows with their contributions.
 fn explained(scored: &Scored<'_>, rows: &[usize], errors: &[f64]) -> Result<Vec<Anomaly>> {
     let indices = UInt32Array::from_iter_values(rows.iter().filter_map(|row| u32::try_from(*row).ok()));
     let records = json(&datafusion::arrow::compute::take_record_batch(scored.rows, &indices)?)?;

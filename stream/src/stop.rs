@@ -1,27 +1,29 @@
-//! The wish that a pipeline ends.
+//! A request to end pipelines.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Asked for once, seen by all clones.
+/// Ends the pipelines of a script. All clones share one request.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct StopHandle(Arc<AtomicBool>);
 
-impl Stop {
-    pub fn ask(&self) {
+impl StopHandle {
+    /// Requests the end: the pipelines finish and commit what they have read, and then end. Returns immediately.
+    pub fn stop(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    pub fn is_requested(&self) -> bool {
+    /// Whether the end was requested.
+    pub fn is_stopping(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Sleeps, and wakes early when it is asked to.
+    /// Sleeps, and wakes early when the end is requested.
     pub(crate) fn sleep(&self, time: Duration) {
         const STEP: Duration = Duration::from_millis(20);
         let start = Instant::now();
-        while !self.is_requested() && start.elapsed() < time {
+        while !self.is_stopping() && start.elapsed() < time {
             std::thread::sleep(STEP.min(time));
         }
     }

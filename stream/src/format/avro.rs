@@ -1,4 +1,4 @@
-//! A record is a record of Avro, whose fields are the columns.
+//! The format `avro`: the value is an Avro record, and its fields are the columns.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,32 +20,35 @@ use strum::{EnumString, IntoStaticStr, VariantNames};
 use super::{bytes, values_of};
 use crate::columns::cast_exactly;
 
-/// What stands before the fields of a record.
+/// What precedes the fields of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 enum Framing {
     /// Nothing.
     Plain,
-    /// A zero and the number of the schema in a registry, four bytes.
+    /// A zero byte, and the ID of the schema in a registry in four bytes.
     Confluent,
-    /// C3 01 and the fingerprint of the schema, as the specification has it.
+    /// The bytes C3 01 and the fingerprint of the schema ("single object encoding" of the Avro specification).
     SingleObject,
 }
 
-/// How many bytes the number of a schema takes, the zero before it included.
+/// Length of the zero byte and the schema ID, bytes.
 const CONFLUENT_PREFIX: usize = 5;
 
 /// The schemas of a table.
 #[derive(Debug, Clone)]
 pub(crate) struct Avro {
     framing: Framing,
-    /// By their numbers; a table whose records say none has one, number 0.
+    /// By ID. A framing without IDs has one schema, with ID 0.
     schemas: BTreeMap<u32, String>,
 }
 
 impl Avro {
-    /// Options: `avro_framing`; `avro_schema`, or `avro_schema.N` for each number of a registry, the largest of which is
-    /// written. Without one, the schema that the columns give.
+    /// Reads the options `avro_framing` and `avro_schema`, or `avro_schema.N` for each schema ID N of a registry.
+    /// Records are written with the largest ID. Without a schema in the options, the columns determine it.
+    ///
+    /// # Errors
+    /// A planning error if an option is missing or wrong, or if a schema does not fit the columns.
     pub(crate) fn take(options: &mut BTreeMap<String, String>, values: &SchemaRef) -> Result<Self> {
         let framing = options.remove("avro_framing").unwrap_or_else(|| "plain".to_owned());
         let framing = Framing::parse("the option avro_framing", &framing)?;
@@ -53,7 +56,7 @@ impl Avro {
         let numbered: Vec<String> = options.keys().filter(|key| key.starts_with("avro_schema.")).cloned().collect();
         for key in numbered {
             let Ok(number) = key["avro_schema.".len()..].parse::<u32>() else {
-                return plan_err!("the option {key} must end in the number of a schema");
+                return plan_err!("the option {key} must end in the ID of a schema, a whole number");
             };
             schemas.extend(options.remove(&key).map(|schema| (number, schema)));
         }
@@ -61,10 +64,10 @@ impl Avro {
             (Framing::Confluent, None, false) | (Framing::Plain | Framing::SingleObject, None, true) => {}
             (Framing::Confluent, ..) => {
                 return plan_err!(
-                    "avro_framing = 'confluent' needs the option avro_schema.N for each number N of a schema: records name theirs by it"
+                    "avro_framing = 'confluent' requires the option avro_schema.N for each schema ID N in the records"
                 );
             }
-            (_, _, false) => return plan_err!("avro_schema.N is for avro_framing = 'confluent'"),
+            (_, _, false) => return plan_err!("the option avro_schema.N requires avro_framing = 'confluent'"),
             (_, schema, true) => schemas.extend(schema.map(|schema| (0, schema))),
         }
         if schemas.is_empty() {
@@ -72,7 +75,7 @@ impl Avro {
             schemas.insert(0, AvroSchema::try_from(&plain)?.json_string);
         }
         let avro = Self { framing, schemas };
-        // a wrong schema is malformed_error about now
+        // checks the schemas now, not at the first record
         avro.decode(&BinaryArray::from_iter_values::<[u8; 0], _>([]), values)
             .map_err(|e| DataFusionError::Plan(format!("avro_schema: {}", super::reason(&e))))?;
         Ok(avro)
@@ -84,7 +87,7 @@ impl Avro {
         for i in 0..values.len() {
             let framed = self.framed(bytes(values, i))?;
             let mut rest = framed.as_ref();
-            // a record of another schema than the one before it begins a batch
+            // a record with another schema than the previous one starts a new batch
             for _ in 0..2 {
                 rest = &rest[decoder.decode(rest).map_err(DataFusionError::from_avro)?..];
                 if rest.is_empty() {
@@ -93,7 +96,7 @@ impl Avro {
                 batches.extend(decoder.flush().map_err(DataFusionError::from_avro)?);
             }
             if !rest.is_empty() {
-                return exec_err!("a value must be one record of Avro; {} bytes are left over", rest.len());
+                return exec_err!("the value must be one Avro record; {} bytes follow it", rest.len());
             }
         }
         batches.extend(decoder.flush().map_err(DataFusionError::from_avro)?);
@@ -117,7 +120,7 @@ impl Avro {
         Ok(ReaderBuilder::new().with_batch_size(rows + 1).with_writer_schema_store(store).build_decoder()?)
     }
 
-    /// A value as the decoder wants it, with the number of its schema.
+    /// A value with the framing that the decoder expects.
     fn framed<'a>(&self, value: &'a [u8]) -> Result<std::borrow::Cow<'a, [u8]>> {
         if value.is_empty() {
             return exec_err!("the value is empty");
@@ -130,7 +133,7 @@ impl Avro {
 
     pub(super) fn encode(&self, rows: &RecordBatch) -> Result<BinaryArray> {
         let Some((number, schema)) = self.schemas.last_key_value() else {
-            return exec_err!("there is no schema of Avro");
+            return exec_err!("the table has no Avro schema");
         };
         let rows = &self.as_written(rows, *number, schema)?;
         let strategy = match self.framing {
@@ -154,26 +157,26 @@ impl Avro {
         values_of(values, ends.into_iter())
     }
 
-    /// Rows in the types of the schema that they are written with.
+    /// Rows with the types of the schema that they are written with.
     fn as_written(&self, rows: &RecordBatch, number: u32, schema: &str) -> Result<RecordBatch> {
         let one = Self { schemas: [(number, schema.to_owned())].into(), ..self.clone() };
         let written = one.decoder(0)?.schema();
         let rows_schema = rows.schema();
         let unknown = rows_schema.fields().iter().find(|field| written.field_with_name(field.name()).is_err());
         if let Some(unknown) = unknown {
-            return exec_err!("the schema of Avro has no field \"{}\"", unknown.name());
+            return exec_err!("the Avro schema has no field \"{}\" for the column", unknown.name());
         }
         by_name(rows, &written)
     }
 }
 
-/// The columns that are wanted, as they are wanted.
+/// The wanted columns with their wanted types. A missing column is null if it may be.
 fn by_name(batch: &RecordBatch, wanted: &SchemaRef) -> Result<RecordBatch> {
     let column = |field: &Arc<datafusion::arrow::datatypes::Field>| -> Result<ArrayRef> {
         match batch.column_by_name(field.name()) {
             Some(column) => cast_exactly(column, field.data_type()),
             None if field.is_nullable() => Ok(new_null_array(field.data_type(), batch.num_rows())),
-            None => exec_err!("there is no field \"{}\"", field.name()),
+            None => exec_err!("there is no field \"{}\", which must not be null", field.name()),
         }
     };
     let columns = wanted.fields().iter().map(column).collect::<Result<_>>()?;

@@ -1,4 +1,4 @@
-//! Where a topic is, and how to get there.
+//! How to connect to a topic: brokers, topic name, and settings of librdkafka.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,17 +6,11 @@ use std::fmt;
 use datafusion::common::plan_err;
 use datafusion::error::{DataFusionError, Result};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
-use super::cause;
-use super::consume::METADATA;
-use crate::failure::Failure;
-
-/// Settings of librdkafka that a pipeline makes itself.
-const OWN: [&str; 13] = [
+/// Settings of librdkafka that the table and the pipeline determine.
+const RESERVED: [&str; 13] = [
     "bootstrap.servers",
     "delivery.report.only.error",
     "enable.auto.commit",
@@ -32,8 +26,8 @@ const OWN: [&str; 13] = [
     "transactional.id",
 ];
 
-/// Settings that run code of somebody else.
-const CODE: [&str; 6] = [
+/// Settings that load or run foreign code.
+const RUNS_CODE: [&str; 6] = [
     "plugin.library.paths",
     "sasl.kerberos.kinit.cmd",
     "ssl.engine.id",
@@ -55,7 +49,7 @@ const SECRETS: [&str; 9] = [
     "ssl.keystore.password",
 ];
 
-/// What is done with a record that no row can be made of.
+/// What a pipeline does with a record that cannot be decoded into a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub(crate) enum OnMalformed {
@@ -64,14 +58,14 @@ pub(crate) enum OnMalformed {
     DeadLetter,
 }
 
-/// A topic of some brokers. What it shows of itself holds no secret.
+/// A topic on a cluster. Its `Debug` and `Display` output contains no secrets.
 #[derive(Clone)]
 pub(crate) struct Connection {
-    /// `host:port`, several with commas.
+    /// `host:port`, separated by commas if there are several.
     pub(crate) brokers: String,
     pub(crate) topic: String,
-    /// Partitions of the topic when it is made because it is missing; none: it is not made.
-    partitions: Option<i32>,
+    /// Number of partitions for creating a missing topic; none: a missing topic is an error.
+    pub(super) partitions: Option<i32>,
     settings: BTreeMap<String, String>,
 }
 
@@ -88,25 +82,26 @@ impl fmt::Display for Connection {
 }
 
 impl Connection {
-    /// A location, and settings of librdkafka with their secrets already read.
+    /// Checks a location and settings of librdkafka. Secrets in the settings are already resolved.
     ///
     /// # Errors
-    /// A planning error if the location is none, a setting is unknown or wrong, or is one that pipelines make themselves.
+    /// A planning error if the location is not valid, or if a setting is unknown, wrong or reserved.
     pub(crate) fn try_new(location: &str, settings: BTreeMap<String, String>) -> Result<Self> {
         let Some((brokers, topic)) = location.strip_prefix("kafka://").and_then(|rest| rest.split_once('/')) else {
             return plan_err!(
-                "LOCATION must be 'kafka://host:port/topic', several brokers with commas; found '{location}'"
+                "LOCATION must be 'kafka://host:port/topic', with commas between several brokers; found '{location}'"
             );
         };
         let brokers = resolve("LOCATION", brokers.to_owned())?;
         let is_topic = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if brokers.is_empty() || topic.is_empty() || topic.len() > 249 || !topic.chars().all(is_topic) {
             return plan_err!(
-                "LOCATION must name brokers and a topic, of letters, digits, '.', '_' and '-'; found '{location}'"
+                "LOCATION must name brokers and a topic, which may have up to 249 letters, digits, '.', '_' and '-'; \
+                 found '{location}'"
             );
         }
-        if let Some(own) = settings.keys().find(|key| OWN.contains(&key.as_str())) {
-            return plan_err!("{own} cannot be set: it follows from the table and the pipeline");
+        if let Some(reserved) = settings.keys().find(|key| RESERVED.contains(&key.as_str())) {
+            return plan_err!("the option '{reserved}' cannot be set: the table and the pipeline determine it");
         }
         let mut settings = settings;
         let partitions = match settings.remove("partitions").map(|n| (n.parse::<i32>(), n)) {
@@ -114,32 +109,33 @@ impl Connection {
             Some((Ok(n), _)) if n > 0 => Some(n),
             Some((_, n)) => return plan_err!("the option partitions must be a whole number from 1 up; found '{n}'"),
         };
-        if let Some(code) = settings.keys().find(|key| CODE.contains(&key.as_str())) {
-            return plan_err!("{code} cannot be set: a statement could run any program with it");
+        if let Some(runs_code) = settings.keys().find(|key| RUNS_CODE.contains(&key.as_str())) {
+            return plan_err!("the option '{runs_code}' cannot be set: a statement could run any program with it");
         }
         let connection = Self { brokers, topic: topic.to_owned(), partitions, settings };
         connection.client().create_native_config().map_err(|e| match e {
-            // not the value, which may be a secret
+            // without the value, which may be a secret
             KafkaError::ClientConfig(_, reason, key, _) if !SECRETS.contains(&key.as_str()) => {
                 DataFusionError::Plan(format!(
-                    "the option '{key}' is neither one of the table's nor a setting that librdkafka takes: {reason}"
+                    "the option '{key}' is neither an option of the table nor a setting that librdkafka accepts: \
+                     {reason}"
                 ))
             }
             KafkaError::ClientConfig(_, _, key, _) => {
-                DataFusionError::Plan(format!("librdkafka does not take the value of '{key}'"))
+                DataFusionError::Plan(format!("librdkafka does not accept the value of '{key}'"))
             }
             other => DataFusionError::Plan(other.to_string()),
         })?;
         Ok(connection)
     }
 
-    /// Another topic of the same brokers.
+    /// The same connection with another topic.
     pub(crate) fn to(&self, topic: &str) -> Result<Self> {
         let other = Self::try_new(&format!("kafka://{}/{topic}", self.brokers), self.settings.clone())?;
         Ok(Self { partitions: self.partitions, ..other })
     }
 
-    /// Settings of a client.
+    /// Configuration of a client of librdkafka.
     pub(crate) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers).set("client.id", "aefusion");
@@ -149,40 +145,12 @@ impl Connection {
         config
     }
 
-    /// Whether a pipeline makes the topic if it is missing.
-    pub(crate) fn creates_topic(&self) -> bool {
-        self.partitions.is_some()
-    }
-
-    /// Whether records are read before their transactions are committed.
+    /// Whether readers see records of transactions that are not committed.
     pub(crate) fn reads_uncommitted(&self) -> bool {
         self.settings.get("isolation.level").is_some_and(|level| level == "read_uncommitted")
     }
 
-    /// Makes the topic if it is missing and the table says with how many partitions.
-    ///
-    /// # Errors
-    /// If it cannot be made.
-    pub(crate) fn create_topic(&self) -> Result<(), Failure> {
-        let Some(partitions) = self.partitions else { return Ok(()) };
-        let admin: AdminClient<DefaultClientContext> =
-            self.client().create().map_err(|e| Failure::transient(cause(&e)))?;
-        // -1: as often as the brokers have it
-        let topic = NewTopic::new(&self.topic, partitions, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new().request_timeout(Some(METADATA));
-        let made = futures::executor::block_on(admin.create_topics([&topic], &options));
-        let made = made.map_err(|e| Failure::transient(format!("no answer from {}: {}", self.brokers, cause(&e))))?;
-        for made in made {
-            match made {
-                Ok(topic) => tracing::info!(topic, partitions, "topic made"),
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, code)) => return Err(Failure::permanent(format!("could not make the topic '{topic}': {code}"))),
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets what the user has not.
+    /// Sets a value that the user has not set.
     pub(crate) fn set_default(&self, config: &mut ClientConfig, key: &str, value: &str) {
         if !self.settings.contains_key(key) {
             config.set(key, value);
@@ -190,14 +158,15 @@ impl Connection {
     }
 }
 
-/// The value of an option: `env:NAME` is a variable of the environment, `file:PATH` is what a file holds.
+/// The value of an option: `env:NAME` reads an environment variable, and `file:PATH` reads a file.
 ///
 /// # Errors
-/// A planning error if that cannot be read, or if a secret stands in the statement itself.
+/// A planning error if the variable or the file cannot be read, or if a secret is written in the statement itself.
 pub(crate) fn resolve(key: &str, value: String) -> Result<String> {
     if let Some(name) = value.strip_prefix("env:") {
-        return std::env::var(name)
-            .map_err(|_| DataFusionError::Plan(format!("the option '{key}': the environment has no {name}")));
+        return std::env::var(name).map_err(|_| {
+            DataFusionError::Plan(format!("the option '{key}': there is no environment variable {name}"))
+        });
     }
     if let Some(path) = value.strip_prefix("file:") {
         let text = std::fs::read_to_string(path)
@@ -206,8 +175,8 @@ pub(crate) fn resolve(key: &str, value: String) -> Result<String> {
     }
     if SECRETS.contains(&key) {
         return plan_err!(
-            "the option '{key}' is a secret, which would be seen in the statement; give 'env:NAME' for a variable of the \
-             environment, or 'file:PATH' for a file"
+            "the option '{key}' is a secret, and statements are logged and listed; use 'env:NAME' to read an \
+             environment variable, or 'file:PATH' to read a file"
         );
     }
     Ok(value)

@@ -1,4 +1,4 @@
-//! Writes records to topics, in transactions or without.
+//! Writes records to topics, with or without transactions.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,22 +14,23 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 
-use super::consume::{Span, topic_exists};
+use super::consume::Span;
+use super::topic::{create_topic, partitions_of};
 use super::{Connection, cause};
-pub(crate) use crate::failure::{Failure, FENCED};
+use crate::failure::{FENCED, Failure};
 use crate::records::Records;
-use crate::stop::Stop;
+use crate::stop::StopHandle;
 
-/// How long one call may wait for brokers; it is made again.
+/// Timeout of one call to the brokers. A call that times out is repeated.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Milliseconds after which a wait for brokers looks for records that they have not taken.
-const STEP: i32 = 10;
-/// Records between two such looks.
+/// Time between two checks for delivery failures during a flush, milliseconds.
+const FLUSH_MS: i32 = 10;
+/// Records between two checks for delivery failures while records are sent.
 const RECORDS_PER_POLL: usize = 4096;
-/// How long a pipeline that is to stop still waits for brokers.
+/// How long a pipeline that is stopping still waits for brokers.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Keeps the first record that brokers did not take.
+/// Keeps the first delivery failure.
 #[derive(Debug, Default)]
 struct Deliveries {
     failed: Mutex<Option<KafkaError>>,
@@ -51,10 +52,10 @@ impl ProducerContext for Deliveries {
     }
 }
 
-/// Writes records.
+/// A producer of records.
 pub(crate) struct Producer {
     inner: BaseProducer<Deliveries>,
-    stop: Stop,
+    stop: StopHandle,
 }
 
 impl std::fmt::Debug for Producer {
@@ -64,59 +65,59 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// One whose records are written once each, as long as it lives.
+    /// A producer whose internal retries do not duplicate records.
     ///
     /// # Errors
-    /// Passing ones if no broker answers; last ones if there is no such topic, or it may not be written.
-    pub(crate) fn idempotent(connection: &Connection, stop: Stop) -> Result<Self, Failure> {
+    /// A transient failure if no broker answers; a permanent one if the topic does not exist or access is denied.
+    pub(crate) fn idempotent(connection: &Connection, stop: StopHandle) -> Result<Self, Failure> {
         let mut config = config(connection);
         config.set("enable.idempotence", "true");
         Self::open(&config, connection, stop)
     }
 
-    /// One that writes in transactions under a name; another one of this name can no longer write.
+    /// A producer that writes in transactions. Brokers fence an earlier producer of the same name.
     ///
     /// # Errors
     /// See [`Producer::idempotent`].
-    pub(crate) fn transactional(connection: &Connection, name: &str, stop: Stop) -> Result<Self, Failure> {
+    pub(crate) fn transactional(connection: &Connection, name: &str, stop: StopHandle) -> Result<Self, Failure> {
         let mut config = config(connection);
         config.set("transactional.id", name);
-        // how long what an instance had begun when it died keeps its partitions from others
+        // how long the open transaction of a dead instance keeps its partitions from other instances
         connection.set_default(&mut config, "transaction.timeout.ms", "15000");
-        // A transaction that begins while brokers still end the one before it is asked to come again: not only after a
-        // tenth of a second.
+        // Brokers that still end the previous transaction ask for a retry. librdkafka's default delay is a tenth of a
+        // second.
         connection.set_default(&mut config, "retry.backoff.ms", "2");
         let producer = Self::open(&config, connection, stop)?;
-        producer.call("beginning to write", || producer.inner.init_transactions(CALL_TIMEOUT))?;
+        producer.call("initializing transactions", || producer.inner.init_transactions(CALL_TIMEOUT))?;
         Ok(producer)
     }
 
-    fn open(config: &ClientConfig, connection: &Connection, stop: Stop) -> Result<Self, Failure> {
+    fn open(config: &ClientConfig, connection: &Connection, stop: StopHandle) -> Result<Self, Failure> {
         let created = config.create_with_context(Deliveries::default());
         let inner: BaseProducer<Deliveries> = created.map_err(|e| Failure::permanent(cause(&e)))?;
-        connection.create_topic()?;
-        topic_exists(inner.client(), connection)?;
+        create_topic(connection)?;
+        partitions_of(inner.client(), connection)?;
         Ok(Self { inner, stop })
     }
 
-    /// That a topic is there.
+    /// Checks that a topic exists, and creates it if its table allows it.
     ///
     /// # Errors
     /// See [`Producer::idempotent`].
     pub(crate) fn check(&self, topic: &Connection) -> Result<(), Failure> {
-        topic.create_topic()?;
-        topic_exists(self.inner.client(), topic).map(drop)
+        create_topic(topic)?;
+        partitions_of(self.inner.client(), topic).map(drop)
     }
 
-    /// Hands over records; they are written later.
+    /// Queues records, which are written in the background.
     ///
     /// # Errors
-    /// If one is too large, or an earlier one could not be written.
+    /// See [`Failure`]: for example, a record is too large.
     pub(crate) fn send(&self, topic: &str, records: &Records) -> Result<(), Failure> {
         let (values, keys) = (records.values(), records.keys());
         let (timestamps, partitions) = (records.timestamps(), records.partitions());
         let has_headers = records.headers().null_count() < records.len();
-        // librdkafka asks for the time of each record that has none
+        // without it, librdkafka reads the clock for each record that has no timestamp
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|now| i64::try_from(now.as_millis()).ok());
         for i in 0..records.len() {
             let mut record = BaseRecord::<[u8], [u8]>::to(topic);
@@ -133,7 +134,7 @@ impl Producer {
             if has_headers {
                 record = record.headers(headers(&records.headers_of(i)));
             }
-            self.hand_over(topic, record)?;
+            self.enqueue(topic, record)?;
             if i % RECORDS_PER_POLL == 0 {
                 self.inner.poll(Duration::ZERO);
             }
@@ -141,7 +142,7 @@ impl Producer {
         Ok(())
     }
 
-    /// One record.
+    /// Queues one record.
     ///
     /// # Errors
     /// See [`Producer::send`].
@@ -155,28 +156,28 @@ impl Producer {
         let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(headers(with));
         record.key = key;
         record.payload = value;
-        self.hand_over(topic, record)
+        self.enqueue(topic, record)
     }
 
-    /// Waits while the queue is full.
-    fn hand_over(&self, topic: &str, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), Failure> {
+    /// Queues a record, and waits while the queue is full.
+    fn enqueue(&self, topic: &str, mut record: BaseRecord<'_, [u8], [u8]>) -> Result<(), Failure> {
         loop {
             record = match self.inner.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
                 Err((error, _)) => return Err(write_failure(topic, &error)),
             };
-            self.wait();
+            self.flush_briefly();
         }
     }
 
-    /// Waits until brokers have taken everything, but not for long; tells whether they have.
+    /// Waits up to [`FLUSH_MS`] until brokers have acknowledged all records, and returns whether they have.
     ///
-    /// The flush of `BaseProducer` waits for reports, which only records that were not taken have, and waits a last
-    /// millisecond by asking again and again.
-    fn wait(&self) -> RDKafkaRespErr {
+    /// The flush of `BaseProducer` waits for delivery reports, and here only failed records have one. It also waits for
+    /// the last millisecond in a busy loop.
+    fn flush_briefly(&self) -> RDKafkaRespErr {
         // SAFETY: the producer lives as long as `inner`.
-        let answer = unsafe { rd_kafka_flush(self.inner.client().native_ptr(), STEP) };
+        let answer = unsafe { rd_kafka_flush(self.inner.client().native_ptr(), FLUSH_MS) };
         self.inner.poll(Duration::ZERO);
         answer
     }
@@ -184,7 +185,7 @@ impl Producer {
     /// Waits until all records are written.
     ///
     /// # Errors
-    /// If one could not be written.
+    /// See [`Failure`]: for example, brokers refused a record.
     pub(crate) fn flush(&self) -> Result<(), Failure> {
         self.drain()?;
         match self.inner.context().failed.lock().take() {
@@ -193,12 +194,12 @@ impl Producer {
         }
     }
 
-    /// Waits until brokers have taken everything, or have not.
+    /// Waits until brokers have accepted or refused every record.
     fn drain(&self) -> Result<(), Failure> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
-            let must_stop = self.stop.is_requested() && begun.elapsed() > STOP_TIMEOUT;
-            match self.wait() {
+            let must_stop = self.stop.is_stopping() && started.elapsed() > STOP_TIMEOUT;
+            match self.flush_briefly() {
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT if !must_stop => {}
                 error => return Err(classify("writing", &KafkaError::Flush(error.into()))),
@@ -209,15 +210,16 @@ impl Producer {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// If another producer has taken the name.
+    /// [`Failure::Fenced`] if another producer has the same name.
     pub(crate) fn begin(&self) -> Result<(), Failure> {
         self.call("beginning a transaction", || self.inner.begin_transaction())
     }
 
-    /// Ends a transaction: its records can be read, and the group has read up to these offsets; or neither.
+    /// Commits a transaction: its records and the offsets of the group become visible together, or neither does.
     ///
     /// # Errors
-    /// If partitions have moved meanwhile; if another producer has taken the name; if brokers do not answer.
+    /// A transient failure if partitions have moved or brokers do not answer; [`Failure::Fenced`] if another producer
+    /// has the same name.
     pub(crate) fn commit(
         &self,
         topic: &str,
@@ -229,23 +231,23 @@ impl Producer {
             .call("committing offsets", || self.inner.send_offsets_to_transaction(&offsets, group, CALL_TIMEOUT))
             .and_then(|()| self.drain())
             .and_then(|()| self.call("committing a transaction", || self.inner.commit_transaction(CALL_TIMEOUT)));
-        // why the transaction failed
+        // a failed delivery is the cause of the failed transaction
         match (done, self.inner.context().failed.lock().take()) {
             (Err(Failure::Transient(_)), Some(error)) => Err(write_failure(topic, &error)),
             (done, _) => done,
         }
     }
 
-    /// Gives up a transaction, as far as that can be done now: the next one of this name does it otherwise.
+    /// Aborts a transaction. If this fails, the next producer of the same name aborts it.
     pub(crate) fn abort(&self) {
         if let Err(error) = self.inner.abort_transaction(CALL_TIMEOUT) {
             tracing::debug!("could not abort a transaction: {}", cause(&error));
         }
     }
 
-    /// Calls again what may be called again.
+    /// Calls a function, and retries it as long as the error allows it.
     fn call<T>(&self, what: &str, f: impl Fn() -> KafkaResult<T>) -> Result<T, Failure> {
-        let mut last: Option<Instant> = None;
+        let mut stopping_since: Option<Instant> = None;
         loop {
             let error = match f() {
                 Ok(done) => return Ok(done),
@@ -258,11 +260,12 @@ impl Producer {
                 KafkaError::Transaction(error) => error.is_retriable() && !error.txn_requires_abort(),
                 other => other.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut),
             };
-            let is_late = self.stop.is_requested() && last.get_or_insert_with(Instant::now).elapsed() > STOP_TIMEOUT;
+            let is_late =
+                self.stop.is_stopping() && stopping_since.get_or_insert_with(Instant::now).elapsed() > STOP_TIMEOUT;
             if !may_retry || is_late {
                 return Err(classify(what, &error));
             }
-            tracing::warn!("{what}: {}; trying again", cause(&error));
+            tracing::warn!("{what}: {}; retrying", cause(&error));
             self.stop.sleep(Duration::from_millis(100));
         }
     }
@@ -270,9 +273,9 @@ impl Producer {
 
 fn config(connection: &Connection) -> ClientConfig {
     let mut config = connection.client();
-    // a report of each record that was written costs as much as to write it
+    // a delivery report for each written record costs as much as writing it
     config.set("delivery.report.only.error", "true");
-    // keys go to the partitions that Kafka's own clients choose
+    // a key goes to the same partition as with the Java client of Kafka
     connection.set_default(&mut config, "partitioner", "murmur2_random");
     connection.set_default(&mut config, "queue.buffering.max.messages", "200000");
     connection.set_default(&mut config, "queue.buffering.max.kbytes", "65536");
@@ -283,7 +286,7 @@ fn is_fenced(error: &RDKafkaError) -> bool {
     matches!(error.code(), RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced)
 }
 
-/// What a person must mend ends the pipeline.
+/// A retry may solve some errors; others need a person, and end the pipeline.
 fn classify(what: &str, error: &KafkaError) -> Failure {
     use RDKafkaErrorCode as Code;
     let text = format!("{what}: {}", cause(error));
@@ -308,14 +311,14 @@ fn write_failure(topic: &str, error: &KafkaError) -> Failure {
     classify(&format!("writing{topic}"), error)
 }
 
-fn headers(of: &[(String, Option<Vec<u8>>)]) -> OwnedHeaders {
+fn headers(headers: &[(String, Option<Vec<u8>>)]) -> OwnedHeaders {
     let insert = |headers: OwnedHeaders, (key, value): &(String, Option<Vec<u8>>)| {
         headers.insert(Header { key, value: value.as_deref() })
     };
-    of.iter().fold(OwnedHeaders::new_with_capacity(of.len()), insert)
+    headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), insert)
 }
 
-/// Where a group has read up to.
+/// The ends of spans as offsets of a group.
 pub(crate) fn offsets(topic: &str, spans: &BTreeMap<i32, Span>) -> Result<TopicPartitionList, Failure> {
     let mut offsets = TopicPartitionList::with_capacity(spans.len());
     for (partition, span) in spans {

@@ -1,19 +1,14 @@
-//! A topic read by a query: from its earliest records to those that are there when the query begins.
+//! A topic read by a query: from its earliest records to its ends at the start of the query.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::RecordBatch;
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{exec_err, internal_err};
+use datafusion::common::exec_err;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, PlanProperties};
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -21,78 +16,48 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::Sender;
 
 use super::connection::OnMalformed;
-use super::consume::{METADATA, LogErrors, topic_exists};
+use super::group::LogErrors;
+use super::topic::{METADATA_TIMEOUT, partitions_of};
 use super::{KafkaTable, failed};
 use crate::failure::Failure;
 use crate::format::{Decoder, Malformed};
 use crate::records::{Records, RecordsBuilder};
+use crate::scan::Scan;
 
-/// How long the next record may take to come.
+/// Time without a record or another sign of the brokers after which a query fails.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reads a topic once.
 #[derive(Debug)]
-pub(crate) struct ReadExec {
-    table: KafkaTable,
-    decoder: Decoder,
-    batch_rows: usize,
-    limit: Option<usize>,
-    properties: Arc<PlanProperties>,
+pub(crate) struct TopicScan {
+    pub(crate) table: KafkaTable,
+    pub(crate) decoder: Decoder,
+    /// Records that are decoded together.
+    pub(crate) batch_rows: usize,
+    pub(crate) limit: Option<usize>,
 }
 
-impl ReadExec {
-    pub(crate) fn new(table: KafkaTable, decoder: Decoder, batch_rows: usize, limit: Option<usize>) -> Self {
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(Arc::clone(decoder.schema())),
-            Partitioning::UnknownPartitioning(1),
-            EmissionType::Incremental,
-            Boundedness::Bounded,
-        );
-        Self { table, decoder, batch_rows, limit, properties: Arc::new(properties) }
-    }
-}
+impl Scan for TopicScan {
+    const NAME: &'static str = "KafkaExec";
 
-impl DisplayAs for ReadExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns: Vec<&str> = self.decoder.schema().fields().iter().map(|field| field.name().as_str()).collect();
-        write!(f, "KafkaExec: {}, columns=[{}]", self.table.connection, columns.join(", "))?;
-        match self.limit {
-            Some(limit) => write!(f, ", limit={limit}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl ExecutionPlan for ReadExec {
-    fn name(&self) -> &'static str {
-        "KafkaExec"
+    fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
+    fn topic(&self) -> String {
+        self.table.connection.to_string()
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
+    fn limit(&self) -> Option<usize> {
+        self.limit
     }
 
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        if children.is_empty() { Ok(self) } else { internal_err!("KafkaExec has no input") }
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn rows(&self, _: usize) -> Result<SendableRecordBatchStream> {
         let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(self.decoder.schema()), 2);
         let reading = Reading {
             table: self.table.clone(),
             decoder: self.decoder.clone(),
-            rows: self.batch_rows,
+            batch_rows: self.batch_rows,
             to: stream.tx(),
         };
         let limit = self.limit.unwrap_or(usize::MAX);
@@ -104,7 +69,7 @@ impl ExecutionPlan for ReadExec {
 struct Reading {
     table: KafkaTable,
     decoder: Decoder,
-    rows: usize,
+    batch_rows: usize,
     to: Sender<Result<RecordBatch>>,
 }
 
@@ -112,19 +77,19 @@ impl Reading {
     fn run(&self, limit: usize) -> Result<()> {
         let connection = &self.table.connection;
         let mut config = connection.client();
-        // nothing is committed and no group is joined; without a name librdkafka assigns nothing
+        // librdkafka assigns partitions only with a group name; the group is not joined, and nothing is committed
         config.set("group.id", "aefusion").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
         connection.set_default(&mut config, "isolation.level", "read_committed");
         let consumer: BaseConsumer<LogErrors> =
             config.create_with_context(LogErrors).map_err(|e| failed(&connection.to_string(), &e))?;
         let mut open = self.assign(&consumer)?;
         let mut builder = RecordsBuilder::new(self.table.columns.has("_headers"));
-        let (mut sent, mut heard) = (0, Instant::now());
+        let (mut sent, mut last_answer) = (0, Instant::now());
         while !open.is_empty() && sent < limit {
             match consumer.poll(Duration::from_millis(100)) {
                 // the query has ended
                 _ if self.to.is_closed() => return Ok(()),
-                None if heard.elapsed() > RECORD_TIMEOUT => {
+                None if last_answer.elapsed() > RECORD_TIMEOUT => {
                     return exec_err!("{connection}: no answer within {} s", RECORD_TIMEOUT.as_secs());
                 }
                 None => continue,
@@ -132,7 +97,7 @@ impl Reading {
                 Some(Err(error)) => return Err(failed(&connection.to_string(), &error)),
                 Some(Ok(message)) => {
                     let (partition, offset) = (message.partition(), message.offset());
-                    // what came after the query began is left out
+                    // records that were written after the start of the query are left out
                     if open.get(&partition).is_some_and(|end| offset < *end) {
                         builder.push(&message);
                     }
@@ -141,8 +106,8 @@ impl Reading {
                     }
                 }
             }
-            heard = Instant::now();
-            if builder.len() >= self.rows.min(limit - sent) {
+            last_answer = Instant::now();
+            if builder.len() >= self.batch_rows.min(limit - sent) {
                 sent += self.send(&builder.finish()?)?;
             }
         }
@@ -152,13 +117,13 @@ impl Reading {
         Ok(())
     }
 
-    /// Begins at the earliest records of every partition, and tells where each of them ends now.
+    /// Starts at the earliest record of every partition, and returns the current end of each that has records.
     fn assign(&self, consumer: &BaseConsumer<LogErrors>) -> Result<BTreeMap<i32, i64>> {
         let connection = &self.table.connection;
-        let partitions = topic_exists(consumer.client(), connection).map_err(Failure::into_error)?;
+        let partitions = partitions_of(consumer.client(), connection).map_err(Failure::into_error)?;
         let (mut open, mut list) = (BTreeMap::new(), TopicPartitionList::new());
         for partition in partitions {
-            let known = consumer.fetch_watermarks(&connection.topic, partition, METADATA);
+            let known = consumer.fetch_watermarks(&connection.topic, partition, METADATA_TIMEOUT);
             let (low, high) = known.map_err(|e| failed(&connection.to_string(), &e))?;
             if low < high {
                 open.insert(partition, high);
@@ -170,33 +135,35 @@ impl Reading {
         Ok(open)
     }
 
-    /// Tells how many rows that were.
+    /// Decodes records, sends the rows to the query, and returns their number.
     fn send(&self, records: &Records) -> Result<usize> {
         let (good, malformed) = self.decoder.decode_good(records);
         if let Some(first) = malformed.first() {
+            let error = malformed_error(&self.table.connection.topic, records, first);
             match self.table.on_malformed {
-                OnMalformed::Fail => return Err(malformed_error(&self.table.connection.topic, records, first)),
-                OnMalformed::Skip | OnMalformed::DeadLetter => {
-                    let first = malformed_error(&self.table.connection.topic, records, first);
-                    tracing::warn!("{} records skipped, the first: {}", malformed.len(), aefusion_udfs::message(&first));
-                }
+                OnMalformed::Fail => return Err(error),
+                OnMalformed::Skip | OnMalformed::DeadLetter => tracing::warn!(
+                    "{} malformed records skipped, the first: {}",
+                    malformed.len(),
+                    aefusion_udfs::message(&error)
+                ),
             }
         }
         let rows = good.iter().map(RecordBatch::num_rows).sum();
         for batch in good {
-            // nobody listens any more: the query has ended
+            // sending fails only after the query has ended
             drop(self.to.blocking_send(Ok(batch)));
         }
         Ok(rows)
     }
 }
 
-/// The error of a malformed record.
+/// The error of a malformed record: where the record is, what is wrong, and how to continue without the record.
 pub(crate) fn malformed_error(topic: &str, records: &Records, malformed: &Malformed) -> DataFusionError {
     let (partition, offset) = (records.partitions().value(malformed.record), records.offsets().value(malformed.record));
     DataFusionError::Execution(format!(
-        "topic '{topic}', partition {partition}, offset {offset}: the record is malformed: {}; the table's option malformed \
-         may be 'skip' or 'dead_letter' instead of 'fail'",
+        "topic '{topic}', partition {partition}, offset {offset}: the record is malformed: {}; to continue without \
+         malformed records, set the option malformed of the table to 'skip' or 'dead_letter'",
         malformed.reason
     ))
 }

@@ -1,4 +1,4 @@
-//! The table and its factory.
+//! A topic as a table, and the factory for `CREATE EXTERNAL TABLE … STORED AS KAFKA`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,26 +15,27 @@ use datafusion::logical_expr::{CreateExternalTable, Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 
 use super::connection::{Connection, OnMalformed, resolve};
-use super::read::ReadExec;
+use super::read::TopicScan;
 use super::write::KafkaSink;
 use crate::columns::Columns;
 use crate::format::{Decoder, Encoder, Format};
+use crate::scan::ScanExec;
 
-/// A topic as a table. Read by a query it ends where the topic ended when the query began.
+/// A topic as a table. For a query, the table ends where the topic ends when the query starts.
 #[derive(Debug, Clone)]
 pub(crate) struct KafkaTable {
     pub(crate) connection: Connection,
     pub(crate) columns: Columns,
     pub(crate) format: Format,
     pub(crate) on_malformed: OnMalformed,
-    /// Where malformed records of a pipeline go.
+    /// The dead-letter topic of a pipeline, for its malformed records.
     pub(crate) dead_letters: Option<Connection>,
 }
 
 impl KafkaTable {
     fn try_new(location: &str, options: BTreeMap<String, String>, schema: &Schema) -> Result<Self> {
         if schema.fields().is_empty() {
-            return plan_err!("a topic has no columns of its own: name them, CREATE EXTERNAL TABLE t (a DOUBLE, …) …");
+            return plan_err!("a topic has no schema: list the columns, CREATE EXTERNAL TABLE t (a DOUBLE, …) …");
         }
         let columns = Columns::try_new(Arc::new(schema.clone()))?;
         let mut options =
@@ -46,29 +47,29 @@ impl KafkaTable {
         let connection = Connection::try_new(location, options)?;
         let dead_letters = match (on_malformed, dead_letter_topic) {
             (OnMalformed::DeadLetter, Some(topic)) if topic == connection.topic => {
-                return plan_err!("dead_letter_topic must be another topic than the table's own");
+                return plan_err!("the option dead_letter_topic must differ from the topic of the table");
             }
             (OnMalformed::DeadLetter, Some(topic)) => Some(connection.to(&topic)?),
             (OnMalformed::DeadLetter, None) => {
-                return plan_err!("malformed = 'dead_letter' needs the option dead_letter_topic");
+                return plan_err!("malformed = 'dead_letter' requires the option dead_letter_topic");
             }
-            (_, Some(_)) => return plan_err!("dead_letter_topic is for malformed = 'dead_letter'"),
+            (_, Some(_)) => return plan_err!("the option dead_letter_topic requires malformed = 'dead_letter'"),
             (_, None) => None,
         };
         Ok(Self { connection, columns, format, on_malformed, dead_letters })
     }
 
-    /// Makes rows of records, of some of the columns.
+    /// A decoder of records into some of the columns.
     pub(crate) fn decoder(&self, projection: Option<&Vec<usize>>) -> Result<Decoder> {
         Ok(Decoder::new(self.format.clone(), &self.columns, self.columns.project(projection)?))
     }
 
-    /// Makes records of rows.
+    /// An encoder of rows into records.
     pub(crate) fn encoder(&self) -> Result<Encoder> {
         Encoder::try_new(self.format.clone(), self.columns.clone())
     }
 
-    /// Whether records must be read with their headers.
+    /// Whether a pipeline must read the headers of records.
     pub(crate) fn with_headers(&self) -> bool {
         self.columns.has("_headers") || self.dead_letters.is_some()
     }
@@ -91,8 +92,9 @@ impl TableProvider for KafkaTable {
         _: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let batch_rows = state.config().batch_size();
-        Ok(Arc::new(ReadExec::new(self.clone(), self.decoder(projection)?, batch_rows, limit)))
+        let (table, decoder) = (self.clone(), self.decoder(projection)?);
+        let scan = TopicScan { table, decoder, batch_rows: state.config().batch_size(), limit };
+        Ok(Arc::new(ScanExec::new(scan, 1)))
     }
 
     async fn insert_into(
@@ -102,14 +104,20 @@ impl TableProvider for KafkaTable {
         insert_op: InsertOp,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if insert_op != InsertOp::Append {
-            return plan_err!("{}: records of a topic cannot be replaced, only added (INSERT INTO)", self.connection);
+            return plan_err!(
+                "{}: records of a topic cannot be replaced; use INSERT INTO to add records",
+                self.connection
+            );
         }
         let sink = KafkaSink::new(self.connection.clone(), self.encoder()?, Arc::clone(&self.columns.schema));
         Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
     }
 }
 
-/// Makes tables of `CREATE EXTERNAL TABLE … STORED AS KAFKA`.
+/// Creates tables over topics, for `CREATE EXTERNAL TABLE … STORED AS KAFKA`.
+///
+/// [`with_pipelines`](crate::SessionStateBuilderExt::with_pipelines) registers it in a session under the name `KAFKA`.
+/// Creating a table connects to no broker.
 #[derive(Debug)]
 pub struct KafkaTables;
 
@@ -117,18 +125,18 @@ pub struct KafkaTables;
 impl TableProviderFactory for KafkaTables {
     async fn create(&self, _: &dyn Session, statement: &CreateExternalTable) -> Result<Arc<dyn TableProvider>> {
         let what = format!("CREATE EXTERNAL TABLE {}", statement.name);
-        let made = || {
+        let table = || {
             let [location] = statement.locations.as_slice() else {
-                return plan_err!("one LOCATION is expected; found {}", statement.locations.len());
+                return plan_err!("expected one LOCATION; found {}", statement.locations.len());
             };
             if !statement.table_partition_cols.is_empty() || !statement.order_exprs.is_empty() {
-                return plan_err!("a topic has neither PARTITIONED BY nor WITH ORDER");
+                return plan_err!("PARTITIONED BY and WITH ORDER are not supported for topics; remove them");
             }
-            // the planner puts this before names without a dot
-            let own = |key: &String| key.strip_prefix("format.").unwrap_or(key).to_owned();
-            let options = statement.options.iter().map(|(key, value)| (own(key), value.clone())).collect();
+            // the planner adds this prefix to names without a dot
+            let option = |key: &String| key.strip_prefix("format.").unwrap_or(key).to_owned();
+            let options = statement.options.iter().map(|(key, value)| (option(key), value.clone())).collect();
             KafkaTable::try_new(location, options, statement.schema.as_arrow())
         };
-        made().map(|table| Arc::new(table) as _).map_err(|e| aefusion_udfs::sql::explain(what, e))
+        table().map(|table| Arc::new(table) as _).map_err(|e| aefusion_udfs::sql::explain(what, e))
     }
 }

@@ -1,4 +1,4 @@
-//! A topic written by a statement: `INSERT INTO t SELECT …`, outside of pipelines.
+//! A topic as the target of a single statement `INSERT INTO t SELECT …`, outside of pipelines.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType};
 use futures::StreamExt;
 
-use super::{Connection, Failure, Producer};
+use super::{Connection, Producer};
+use crate::failure::Failure;
 use crate::format::Encoder;
-use crate::stop::Stop;
+use crate::stop::StopHandle;
 
-/// Writes rows to a topic; what was written before an error stays.
+/// Writes rows to a topic. Rows that were written before an error stay in the topic.
 #[derive(Debug)]
 pub(crate) struct KafkaSink {
     connection: Connection,
@@ -44,7 +45,7 @@ impl DataSink for KafkaSink {
 
     async fn write_all(&self, mut data: SendableRecordBatchStream, _: &Arc<TaskContext>) -> Result<u64> {
         let connection = self.connection.clone();
-        let mut producer = blocking(move || Producer::idempotent(&connection, Stop::default())).await?;
+        let mut producer = blocking(move || Producer::idempotent(&connection, StopHandle::default())).await?;
         let mut rows = 0;
         while let Some(batch) = data.next().await.transpose()? {
             let records = self.encoder.encode(&batch)?;

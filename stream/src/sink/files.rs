@@ -1,4 +1,4 @@
-//! Rows to files of a folder, which count once a manifest names them.
+//! The sink for a folder: files that become valid when a manifest lists them.
 
 use std::collections::BTreeMap;
 use std::ops::Not;
@@ -29,14 +29,14 @@ use tokio::runtime::Handle;
 
 use super::manifest::{Chain, FileEntry, Manifest, Run, object_store_error, sync};
 use super::topic::DeadLetters;
-use super::{Output, Scored, Sink};
+use super::{Output, Processed, Sink};
 use crate::columns::as_table;
-use crate::failure::{Failure, FENCED};
+use crate::failure::{FENCED, Failure};
 use crate::kafka::{Connection, Consumer, Span, offsets};
 use crate::settings::Settings;
 use crate::stats::Stats;
 
-/// Manifests that are read at the same time.
+/// Manifests that are read concurrently.
 const CONCURRENT_READS: usize = 32;
 
 /// A folder of files of one format.
@@ -44,7 +44,7 @@ const CONCURRENT_READS: usize = 32;
 pub(crate) struct Folder {
     store: Arc<dyn ObjectStore>,
     path: Path,
-    /// The same, if it is on this machine.
+    /// The local path of the folder, if it is on this machine.
     local: Option<PathBuf>,
     schema: SchemaRef,
     format: FileFormat,
@@ -57,18 +57,20 @@ enum FileFormat {
 }
 
 impl Folder {
+    /// Checks that a pipeline can write to a table of files.
+    ///
     /// # Errors
-    /// A planning error if the table is no folder, or of another format.
+    /// A planning error if the table is not a folder or has another format.
     pub(crate) fn of(table: &ListingTable, state: &SessionState) -> Result<Self> {
         let [url] = table.table_paths().as_slice() else {
-            return plan_err!("a pipeline writes to one folder; found {}", table.table_paths().len());
+            return plan_err!("a pipeline must write to one folder; found {}", table.table_paths().len());
         };
         if !url.is_collection() {
-            return plan_err!("LOCATION must be a folder, '{url}/' with a slash at its end");
+            return plan_err!("LOCATION must be a folder, with a slash at its end: '{url}/'");
         }
         let options = table.options();
         if !options.table_partition_cols.is_empty() {
-            return plan_err!("a pipeline does not write PARTITIONED BY");
+            return plan_err!("a pipeline cannot write to a table with PARTITIONED BY; remove it");
         }
         let format = if let Some(parquet) = options.format.downcast_ref::<ParquetFormat>() {
             let properties = TableParquetOptions { ..parquet.options().clone() };
@@ -77,7 +79,7 @@ impl Folder {
             FileFormat::Json(json.options().compression.into())
         } else {
             return plan_err!(
-                "a pipeline writes files of Parquet or JSON (a line a row); found {}",
+                "a pipeline can write files of Parquet or JSON (one line per row); found {}",
                 options.format.get_ext()
             );
         };
@@ -87,15 +89,15 @@ impl Folder {
         Ok(Self { store, path: url.prefix().clone(), local, schema, format })
     }
 
-    /// The manifests of a pipeline in it.
+    /// The manifests of a pipeline in the folder.
     pub(crate) fn chain(&self, pipeline: &str, topic: &str) -> Chain {
         Chain::new(Arc::clone(&self.store), (&self.path, self.local.as_deref()), pipeline, topic)
     }
 
-    /// That files can hold the columns.
+    /// Checks that the file format supports all columns.
     ///
     /// # Errors
-    /// If Parquet has no type for one.
+    /// An error if Parquet has no type for a column.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.format {
             FileFormat::Parquet(properties) => {
@@ -117,14 +119,14 @@ impl Folder {
 
 fn properties_of(options: &TableParquetOptions) -> Result<WriterProperties> {
     let options = TableParquetOptions {
-        // the schema is written by the writer itself
+        // the writer stores the schema itself
         global: datafusion::config::ParquetOptions { skip_arrow_metadata: true, ..options.global.clone() },
         ..options.clone()
     };
     Ok(WriterPropertiesBuilder::try_from(&options)?.build())
 }
 
-/// Writes files, and commits them with the offsets that they were made of.
+/// Writes files, and commits each of them with the offsets of its records.
 pub(crate) struct FileSink {
     folder: Folder,
     chain: Chain,
@@ -140,7 +142,7 @@ pub(crate) struct FileSink {
     open: Option<OpenFile>,
     spans: BTreeMap<i32, Span>,
     since: Option<Instant>,
-    /// Who is malformed_error where the pipeline is, for the tools that watch groups.
+    /// Commits offsets to the group too, for tools that show the lag of groups.
     consumer: Option<Arc<Consumer>>,
 }
 
@@ -151,10 +153,10 @@ impl std::fmt::Debug for FileSink {
 }
 
 impl FileSink {
-    /// Opens the folder, and removes from it what an earlier run of this instance has not committed.
+    /// Opens the folder, and removes the uncommitted files of earlier runs of this instance.
     ///
     /// # Errors
-    /// Passing ones if the folder cannot be read or written, since it may be later.
+    /// A transient failure if the folder cannot be read or written.
     pub(crate) async fn open(
         folder: Folder,
         (pipeline, instance): (&str, &str),
@@ -166,8 +168,8 @@ impl FileSink {
         let chain = folder.chain(pipeline, &source.topic);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let run = Run { instance: instance.to_owned(), id: format!("{now:x}") };
-        // only then nobody else writes the files that are removed
-        let last = chain.enter(&run).await?;
+        // afterwards no earlier run can commit the files that are removed
+        let last = chain.register(&run).await?;
         remove_uncommitted(&folder, &chain, &last, (pipeline, instance)).await?;
         Ok(Self {
             last,
@@ -200,18 +202,19 @@ impl FileSink {
         Ok(())
     }
 
-    /// Names are never used twice, so that what one run wrote is not taken for what another did.
+    /// Name of the next file. No name is used twice, not even by another run.
     fn name(&self) -> String {
         let (pipeline, Run { instance, id }) = (&self.pipeline, &self.run);
         format!("{pipeline}.{instance}.{id}.{:010}.{}", self.last.number + 1, self.folder.extension())
     }
 
+    /// Closes the open file, and commits it with a manifest.
     async fn finish(&mut self) -> Result<(), Failure> {
         let files = match self.open.take() {
             Some(file) => match file.close(&self.folder).await {
                 Ok(file) => vec![file],
-                // whoever takes the place of a run removes its open file
-                Err(_) if !self.chain.is_held_by(&self.run).await? => {
+                // a newer run of this instance removes the open file
+                Err(_) if !self.chain.is_current(&self.run).await? => {
                     return Err(Failure::permanent(format!("writing a file: {FENCED}")));
                 }
                 Err(error) => return Err(error.into()),
@@ -225,8 +228,8 @@ impl FileSink {
         let spans = std::mem::take(&mut self.spans);
         let committed = self.chain.commit(&self.last, &self.run, &files, &spans).await;
         if matches!(committed, Err(Failure::Permanent(_))) {
-            // Another run is in the place of this one, and has looked for what it had left. After all else the next start
-            // looks: whether a store that failed has written the manifest is known only then.
+            // A newer run of this instance has already removed the files of this one. After other failures the next
+            // start removes them: only then is it known whether a failing store has written the manifest.
             for file in files {
                 drop(self.folder.store.delete(&self.folder.path.clone().join(file.name)).await);
             }
@@ -235,16 +238,17 @@ impl FileSink {
         self.since = None;
         self.stats.committed(spans.iter().map(|(partition, span)| (*partition, span.to)), rows);
         if let Some(consumer) = &self.consumer {
-            let malformed_error = consumer.commit(&offsets(&self.source.topic, &spans)?, CommitMode::Async);
-            drop(malformed_error.inspect_err(|e| tracing::debug!("could not tell the group its offsets: {e}")));
+            let committed = consumer.commit(&offsets(&self.source.topic, &spans)?, CommitMode::Async);
+            drop(committed.inspect_err(|e| tracing::debug!("could not commit offsets to the group: {e}")));
         }
         Ok(())
     }
 }
 
-/// A start removes what earlier runs of an instance had not committed: files that no manifest names.
+/// Removes the uncommitted files of earlier runs of an instance: files that no manifest lists.
 ///
-/// A run begins a file when the one before it is committed, so that of each run only the last one can be such a file.
+/// A run starts a file after it has committed the previous one. Therefore only the last file of each run can be
+/// uncommitted.
 async fn remove_uncommitted(
     folder: &Folder,
     chain: &Chain,
@@ -266,7 +270,7 @@ async fn remove_uncommitted(
     });
     let left_over: Result<Vec<Option<Path>>> = left_over.buffer_unordered(CONCURRENT_READS).try_collect().await;
     for path in left_over?.into_iter().flatten() {
-        tracing::info!(%path, "removing a file that was not committed");
+        tracing::info!(%path, "removing an uncommitted file");
         folder.store.delete(&path).await.map_err(object_store_error)?;
     }
     match &folder.local {
@@ -275,13 +279,14 @@ async fn remove_uncommitted(
     }
 }
 
-/// What the name of a file says after pipeline and instance, see [`FileSink::name`].
+/// Run and number in the name of a file, after pipeline and instance; see [`FileSink::name`].
 fn run_and_number(name: &str) -> Option<(String, u64)> {
     let mut parts = name.split('.');
     Some((parts.next()?.to_owned(), parts.next()?.parse().ok()?))
 }
 
-/// A local store writes `file#1` and renames it to `file` when it is whole, and does not list what was never renamed.
+/// Removes files that were never completed. A local store writes `file#1`, renames it to `file` when it is complete,
+/// and does not list files under the first name.
 fn remove_unfinished(folder: &std::path::Path, prefix: &str) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -294,19 +299,19 @@ fn remove_unfinished(folder: &std::path::Path, prefix: &str) -> Result<()> {
 }
 
 impl Sink for FileSink {
-    fn write(&mut self, scored: Scored) -> Result<(), Failure> {
+    fn write(&mut self, batch: Processed) -> Result<(), Failure> {
         if let Some(letters) = &self.dead_letters {
-            letters.send(&scored.dead)?;
+            letters.send(&batch.dead_letters)?;
         }
-        if let Output::Rows(rows) = &scored.output {
+        if let Output::Rows(rows) = &batch.output {
             let runtime = self.runtime.clone();
             runtime.block_on(self.append(rows))?;
         }
-        for (partition, span) in &scored.spans {
+        for (partition, span) in &batch.spans {
             self.spans.entry(*partition).and_modify(|known| known.to = span.to).or_insert(*span);
         }
-        self.since.get_or_insert(scored.counts.since);
-        self.stats.batch(&scored.counts);
+        self.since.get_or_insert(batch.counts.since);
+        self.stats.batch(&batch.counts);
         match self.open.as_ref().is_some_and(|file| file.rows >= self.max_rows) {
             true => self.commit(),
             false => Ok(()),
@@ -331,7 +336,7 @@ impl Sink for FileSink {
         self.since = None;
     }
 
-    fn tell(&mut self, consumer: Arc<Consumer>) {
+    fn set_consumer(&mut self, consumer: Arc<Consumer>) {
         self.consumer = Some(consumer);
     }
 }
@@ -383,7 +388,7 @@ impl OpenFile {
         let written = folder.store.head(&folder.path.clone().join(self.name.clone())).await;
         let bytes = written.map_err(object_store_error)?.size;
         if let Some(local) = &folder.local {
-            // before a manifest names it
+            // durable before a manifest lists it
             sync(&local.join(&self.name))?;
             sync(local)?;
         }

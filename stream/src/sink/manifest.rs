@@ -1,9 +1,9 @@
-//! The manifests of a folder: which files of a pipeline count, and what they were made of.
+//! The manifests of a folder: the valid files of a pipeline, and the offsets of their records.
 //!
-//! Manifests are numbered, and each is written once, by whoever is first (put-if-absent). Each says where every partition
-//! of the topic is with its files and all those before: a commit moves some partitions on from where the last manifest
-//! has them, and is refused if it has them elsewhere. So each record is in one file that counts, whatever the number of
-//! instances that write.
+//! Manifests are numbered. Each number is written once, by the first instance that writes it (put-if-absent). A
+//! manifest has the offset that each partition has reached with its files and all earlier files. A commit advances some
+//! partitions from their offsets in the last manifest, and is refused if the last manifest has other offsets. Therefore
+//! each record is in exactly one valid file, with any number of instances.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -16,21 +16,21 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::{Failure, FENCED};
+use crate::failure::{FENCED, Failure};
 use crate::kafka::{Span, StartOffsets};
 use aefusion_udfs::temporary_file;
 
-/// The folder of manifests; no program reads what stands in a folder that begins with an underscore as rows.
+/// The folder of manifests. By convention, readers of tables skip folders whose names start with an underscore.
 const FOLDER: &str = "_aefusion";
 const EXTENSION: &str = ".manifest";
-/// Digits of a manifest's number that name it in its sub-folder, and those before, which name the sub-folder.
+/// The last digits of a manifest's number distinguish it in its sub-folder; the digits before name the sub-folder.
 const DIGITS: usize = 4;
 const DIGITS_OF_FOLDER: usize = 16;
 
-/// What a file is.
+/// A file that a manifest lists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileEntry {
-    /// Its name in the folder.
+    /// Name in the folder.
     pub(crate) name: String,
     pub(crate) rows: usize,
     pub(crate) bytes: u64,
@@ -41,18 +41,18 @@ pub(crate) struct FileEntry {
 pub(crate) struct Manifest {
     pub(crate) number: u64,
     pub(crate) pipeline: String,
-    /// The topic that the offsets are of.
+    /// The topic of the offsets.
     pub(crate) topic: String,
-    /// By instance: the run that may commit.
+    /// For each instance, the run that may commit.
     pub(crate) instances: BTreeMap<String, Holder>,
-    /// The files that count from now on, beside those of the manifests before.
+    /// Files that become valid with this manifest.
     pub(crate) files: Vec<FileEntry>,
-    /// By partition: the first offset that is in no file.
+    /// For each partition, the first offset that is in no file.
     pub(crate) offsets: BTreeMap<i32, i64>,
 }
 
 impl Manifest {
-    /// The next one, of no files, written by a run.
+    /// The next manifest of a run, without files.
     fn next(&self, run: &Run) -> Self {
         let number = self.number + 1;
         let mut instances = self.instances.clone();
@@ -60,25 +60,25 @@ impl Manifest {
         Self { number, instances, files: Vec::new(), ..self.clone() }
     }
 
-    /// The number of the last manifest that a run wrote, as long as no other run has taken its place.
+    /// The number of the last manifest of a run; none if a newer run has replaced it.
     fn last_of(&self, run: &Run) -> Option<u64> {
         self.instances.get(&run.instance).filter(|holder| holder.run == run.id).map(|holder| holder.last)
     }
 }
 
-/// Who may commit for an instance.
+/// The run that may commit for an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Holder {
     pub(crate) run: String,
-    /// The number of the last manifest that it wrote.
+    /// The number of its last manifest.
     pub(crate) last: u64,
 }
 
-/// A run of an instance.
+/// A run of an instance: one start of the pipeline, or one retry.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) instance: String,
-    /// No two runs have the same.
+    /// Unique among all runs.
     pub(crate) id: String,
 }
 
@@ -87,14 +87,14 @@ pub(crate) struct Run {
 pub(crate) struct Chain {
     store: Arc<dyn ObjectStore>,
     folder: Path,
-    /// The same, if it is on this machine.
+    /// The local path of the folder, if it is on this machine.
     local: Option<PathBuf>,
     pipeline: String,
     topic: String,
 }
 
 impl Chain {
-    /// Of a pipeline from a topic, in a folder.
+    /// The manifests of a pipeline that reads a topic and writes to a folder.
     pub(crate) fn new(
         store: Arc<dyn ObjectStore>,
         (folder, local): (&Path, Option<&std::path::Path>),
@@ -111,13 +111,13 @@ impl Chain {
         self.folder.clone().join(folder).join(name)
     }
 
-    /// The number of the last one that there is: whatever their number, few names are listed.
+    /// The number of the last manifest. Sub-folders keep the listing short.
     async fn last_number(&self) -> Result<Option<u64>> {
         let listed = self.store.list_with_delimiter(Some(&self.folder)).await.map_err(object_store_error)?;
         let mut folders = listed.common_prefixes;
         folders.sort();
         let number = |path: &Path| path.filename()?.strip_suffix(EXTENSION)?.parse::<u64>().ok();
-        // the last one is empty if a run ended before its first manifest was there
+        // the last sub-folder is empty if a run ended before it wrote the first manifest there
         for folder in folders.into_iter().rev() {
             let listed = self.store.list_with_delimiter(Some(&folder)).await.map_err(object_store_error)?;
             if let Some(last) = listed.objects.iter().filter_map(|found| number(&found.location)).max() {
@@ -127,7 +127,7 @@ impl Chain {
         Ok(None)
     }
 
-    /// None if there is none.
+    /// The manifest of a number; none if it does not exist.
     async fn find(&self, number: u64) -> Result<Option<Manifest>> {
         let path = self.path(number);
         let found = match self.store.get(&path).await {
@@ -136,13 +136,13 @@ impl Chain {
             Err(error) => return Err(object_store_error(error)),
         };
         let manifest = serde_json::from_slice(&found.bytes().await.map_err(object_store_error)?);
-        manifest.map(Some).map_err(|e| DataFusionError::Execution(format!("the manifest {path} cannot be read: {e}")))
+        manifest.map(Some).map_err(|e| DataFusionError::Execution(format!("could not read the manifest {path}: {e}")))
     }
 
-    /// The last one; that of a pipeline that has none says nothing, and has number 0.
+    /// The last manifest. Without any, the result has number 0 and no offsets.
     ///
     /// # Errors
-    /// If the store fails; if a manifest is damaged, or of another topic.
+    /// An error if the store fails, or if a manifest is corrupted or belongs to another topic.
     pub(crate) async fn last(&self) -> Result<Manifest> {
         let found = match self.last_number().await? {
             Some(number) => self.find(number).await?,
@@ -150,8 +150,8 @@ impl Chain {
         };
         match found {
             Some(other) if other.topic != self.topic => exec_err!(
-                "the pipeline '{}' has written to {} from the topic '{}', and is to go on from '{}': SET stream.name = '…' \
-                 makes it another pipeline, which begins anew",
+                "the pipeline '{}' has written to {} from the topic '{}', and cannot continue from the topic '{}'; use \
+                 SET stream.name = '…' to start a new pipeline",
                 self.pipeline,
                 self.folder,
                 other.topic,
@@ -165,20 +165,20 @@ impl Chain {
         }
     }
 
-    /// Whether a manifest names the file that a run began when `number` was to be its next one.
+    /// Whether a manifest lists the file that a run started when `number` was its next number.
     ///
-    /// It is named by the run's next manifest, if there is one. That is found in few steps: first among the manifests right
-    /// after, as it is for all files but those that a run left when it ended, and then by halves. Where manifests are missing
-    /// nothing is known of the file, and it is taken for one that counts.
+    /// If the run has committed the file, its next manifest lists it. Normally one of the manifests right after
+    /// `number` is that manifest; otherwise a binary search finds out. If manifests are missing, the file counts as
+    /// committed.
     ///
     /// # Errors
     /// See [`Chain::last`].
     pub(crate) async fn has_committed(&self, last: &Manifest, run: &Run, number: u64) -> Result<bool> {
-        let begun = self.find(number.saturating_sub(1)).await?;
-        if begun.is_none_or(|begun| begun.last_of(run) != Some(begun.number)) {
+        let before = self.find(number.saturating_sub(1)).await?;
+        if before.is_none_or(|before| before.last_of(run) != Some(before.number)) {
             return Ok(true);
         }
-        // the run may commit at `low`, and has not; at `high` another run is in its place, or there is no manifest
+        // at `low` the run is current and has not committed; at `high` a newer run is current, or there is no manifest
         let (mut low, mut high, mut step) = (number - 1, last.number + 1, 1);
         while low + 1 < high {
             let at = if step < high - low { low + step } else { low + (high - low) / 2 };
@@ -195,27 +195,27 @@ impl Chain {
         Ok(false)
     }
 
-    /// Whether a run may still commit.
+    /// Whether a run may still commit, because no newer run of its instance exists.
     ///
     /// # Errors
     /// See [`Chain::last`].
-    pub(crate) async fn is_held_by(&self, run: &Run) -> Result<bool> {
+    pub(crate) async fn is_current(&self, run: &Run) -> Result<bool> {
         Ok(self.last().await?.last_of(run).is_some())
     }
 
-    /// Takes the place of an earlier run of an instance, which can commit nothing from then on.
+    /// Registers a run of an instance. From then on, earlier runs of the instance cannot commit.
     ///
     /// # Errors
     /// See [`Chain::last`].
-    pub(crate) async fn enter(&self, run: &Run) -> Result<Manifest, Failure> {
+    pub(crate) async fn register(&self, run: &Run) -> Result<Manifest, Failure> {
         self.append(self.last().await?, |last| Ok(last.next(run))).await
     }
 
-    /// Makes files count, and moves partitions on; tells the manifest that says so.
+    /// Commits files and the offsets that they cover, and returns the new manifest.
     ///
     /// # Errors
-    /// A passing one if the partitions are no longer where they were taken from; a last one if another run has taken the
-    /// place of this one.
+    /// A transient failure if the last manifest has other offsets than the spans start from. A permanent one if a newer
+    /// run of the instance exists.
     pub(crate) async fn commit(
         &self,
         last: &Manifest,
@@ -230,9 +230,9 @@ impl Chain {
             let at = |partition: &i32| last.offsets.get(partition).copied();
             if let Some((partition, span)) = spans.iter().find(|(partition, span)| at(partition) != span.from) {
                 return Err(Failure::transient(format!(
-                    "partition {partition} was taken from {} and is at {}: another instance has written it",
-                    shown(span.from),
-                    shown(at(partition))
+                    "partition {partition} was read from {}, but is committed to {}: another instance has written it",
+                    describe(span.from),
+                    describe(at(partition))
                 )));
             }
             let mut offsets = last.offsets.clone();
@@ -242,7 +242,7 @@ impl Chain {
         self.append(last.clone(), commit).await
     }
 
-    /// Writes the manifest after the last one; where another instance was first, the one after that.
+    /// Writes the manifest after the last one, and tries the next number if another instance was faster.
     async fn append(
         &self,
         mut last: Manifest,
@@ -253,7 +253,7 @@ impl Chain {
             let manifest = match next(&last) {
                 Ok(manifest) => manifest,
                 Err(failure) if is_newest => return Err(failure),
-                // others may have written since
+                // other instances may have written in the meantime
                 Err(_) => {
                     (last, is_newest) = (self.last().await?, true);
                     continue;
@@ -262,7 +262,7 @@ impl Chain {
             if self.put(&manifest).await? {
                 return Ok(manifest);
             }
-            // it was written, and the answer was lost on its way
+            // the manifest was written, but the response of the store was lost
             if self.find(manifest.number).await?.as_ref() == Some(&manifest) {
                 return Ok(manifest);
             }
@@ -270,7 +270,7 @@ impl Chain {
         }
     }
 
-    /// Writes a manifest, unless there is one of that number.
+    /// Writes a manifest, unless its number exists; returns whether it was written.
     async fn put(&self, manifest: &Manifest) -> Result<bool> {
         let text = serde_json::to_vec_pretty(manifest).map_err(|e| DataFusionError::External(Box::new(e)))?;
         if let Some(local) = &self.local {
@@ -292,14 +292,14 @@ impl StartOffsets for Chain {
     }
 }
 
-/// The sub-folder and the name of a manifest.
+/// Sub-folder and name of a manifest.
 fn place(number: u64) -> [String; 2] {
     let digits = format!("{number:0width$}", width = DIGITS_OF_FOLDER + DIGITS);
     [digits[..DIGITS_OF_FOLDER].to_owned(), format!("{digits}{EXTENSION}")]
 }
 
-/// Writes a manifest so that it is whole, and stays, if the machine loses power: the store for local files does not see to
-/// that.
+/// Writes a manifest that is complete and durable after a power failure. The object store for local files does not
+/// guarantee this.
 fn put_durably(folder: &std::path::Path, number: u64, text: &[u8]) -> Result<bool> {
     let [sub_folder, name] = place(number);
     let sub_folder = folder.join(sub_folder);
@@ -317,13 +317,13 @@ fn put_durably(folder: &std::path::Path, number: u64, text: &[u8]) -> Result<boo
     Ok(true)
 }
 
-/// Waits until a file, or what stands in a folder, would outlast a loss of power.
+/// Waits until a file, or the entries of a folder, are durable.
 pub(super) fn sync(path: &std::path::Path) -> Result<()> {
     Ok(std::fs::File::open(path)?.sync_all()?)
 }
 
-fn shown(offset: Option<i64>) -> String {
-    offset.map_or_else(|| "its beginning".to_owned(), |offset| format!("offset {offset}"))
+fn describe(offset: Option<i64>) -> String {
+    offset.map_or_else(|| "the beginning".to_owned(), |offset| format!("offset {offset}"))
 }
 
 pub(super) fn object_store_error(error: object_store::Error) -> DataFusionError {

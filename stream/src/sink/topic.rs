@@ -1,18 +1,18 @@
-//! Rows to a topic: with their offsets in one transaction, or at least once.
+//! The sink for a topic: rows and offsets in one transaction, or at-least-once delivery without transactions.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
 
-use super::{DeadLetter, Output, Scored, Sink};
+use super::{DeadLetter, Output, Processed, Sink};
 use crate::failure::Failure;
 use crate::kafka::{Connection, Consumer, Producer, offsets};
 use crate::settings::Delivery;
 use crate::stats::Stats;
-use crate::stop::Stop;
+use crate::stop::StopHandle;
 
-/// Writes micro-batches to a topic; each is committed when it is written.
+/// Writes micro-batches to a topic, and commits each of them immediately.
 pub(crate) struct TopicSink {
     source: Connection,
     topic: Connection,
@@ -20,12 +20,12 @@ pub(crate) struct TopicSink {
     producer: Arc<Producer>,
     dead_letters: Option<DeadLetters>,
     stats: Arc<Stats>,
-    /// For commits outside of transactions.
+    /// Commits offsets outside of transactions.
     consumer: Option<Arc<Consumer>>,
 }
 
 impl TopicSink {
-    /// `name` is that of its transactions.
+    /// Opens a producer. `name` is its transactional ID.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -35,7 +35,7 @@ impl TopicSink {
         dead_letters: Option<&Connection>,
         delivery: Delivery,
         name: &str,
-        stop: &Stop,
+        stop: &StopHandle,
         stats: &Arc<Stats>,
     ) -> Result<Self, Failure> {
         let producer = match delivery {
@@ -62,51 +62,51 @@ impl TopicSink {
         })
     }
 
-    fn send(&self, scored: &Scored) -> Result<(), Failure> {
-        if let Output::Records(batches) = &scored.output {
-            for records in batches {
+    fn send(&self, batch: &Processed) -> Result<(), Failure> {
+        if let Output::Records(encoded) = &batch.output {
+            for records in encoded {
                 self.producer.send(&self.topic.topic, records)?;
             }
         }
         match &self.dead_letters {
-            Some(letters) => letters.send(&scored.dead),
+            Some(letters) => letters.send(&batch.dead_letters),
             None => Ok(()),
         }
     }
 
-    fn transaction(&self, scored: &Scored) -> Result<(), Failure> {
-        let begun = Instant::now();
+    fn transaction(&self, batch: &Processed) -> Result<(), Failure> {
+        let started = Instant::now();
         self.producer.begin()?;
-        let sent = self.send(scored);
-        let handed_over = begun.elapsed();
-        let done = sent.and_then(|()| self.producer.commit(&self.source.topic, &scored.spans, scored.group.as_ref()));
+        let sent = self.send(batch);
+        let queued = started.elapsed();
+        let done = sent.and_then(|()| self.producer.commit(&self.source.topic, &batch.spans, batch.group.as_ref()));
         if done.is_err() {
             self.producer.abort();
         }
-        tracing::debug!(rows = scored.rows, ?handed_over, transaction = ?begun.elapsed(), "written");
+        tracing::debug!(rows = batch.rows, ?queued, transaction = ?started.elapsed(), "written");
         done
     }
 
-    fn at_least_once(&self, scored: &Scored) -> Result<(), Failure> {
-        self.send(scored)?;
+    fn at_least_once(&self, batch: &Processed) -> Result<(), Failure> {
+        self.send(batch)?;
         self.producer.flush()?;
         if let Some(letters) = &self.dead_letters {
             letters.flush()?;
         }
         let Some(consumer) = &self.consumer else { return Ok(()) };
-        let committed = consumer.commit(&offsets(&self.source.topic, &scored.spans)?, CommitMode::Sync);
+        let committed = consumer.commit(&offsets(&self.source.topic, &batch.spans)?, CommitMode::Sync);
         committed.map_err(|e| Failure::transient(format!("committing offsets: {e}")))
     }
 }
 
 impl Sink for TopicSink {
-    fn write(&mut self, scored: Scored) -> Result<(), Failure> {
+    fn write(&mut self, batch: Processed) -> Result<(), Failure> {
         match self.delivery {
-            Delivery::ExactlyOnce => self.transaction(&scored)?,
-            Delivery::AtLeastOnce => self.at_least_once(&scored)?,
+            Delivery::ExactlyOnce => self.transaction(&batch)?,
+            Delivery::AtLeastOnce => self.at_least_once(&batch)?,
         }
-        self.stats.batch(&scored.counts);
-        self.stats.committed(scored.spans.iter().map(|(partition, span)| (*partition, span.to)), scored.rows);
+        self.stats.batch(&batch.counts);
+        self.stats.committed(batch.spans.iter().map(|(partition, span)| (*partition, span.to)), batch.rows);
         Ok(())
     }
 
@@ -120,34 +120,39 @@ impl Sink for TopicSink {
 
     fn discard(&mut self) {}
 
-    fn tell(&mut self, consumer: Arc<Consumer>) {
+    fn set_consumer(&mut self, consumer: Arc<Consumer>) {
         self.consumer = Some(consumer);
     }
 }
 
-/// The topic of malformed records.
+/// The dead-letter topic.
 #[derive(Debug)]
 pub(crate) struct DeadLetters {
     topic: String,
-    /// Of their own, or that of the rows, whose transactions they are part of.
+    /// A separate producer, or the producer of the rows: then dead letters are part of its transactions.
     producer: Arc<Producer>,
 }
 
 impl DeadLetters {
-    /// They are written for themselves, at least once.
-    pub(crate) fn open(letters: &Connection, stop: &Stop) -> Result<Self, Failure> {
+    /// Opens a separate producer, with at-least-once delivery.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub(crate) fn open(letters: &Connection, stop: &StopHandle) -> Result<Self, Failure> {
         let producer = Arc::new(Producer::idempotent(letters, stop.clone())?);
         Ok(Self { topic: letters.topic.clone(), producer })
     }
 
-    pub(super) fn send(&self, dead: &[DeadLetter]) -> Result<(), Failure> {
-        for letter in dead {
+    /// Queues dead letters.
+    pub(super) fn send(&self, letters: &[DeadLetter]) -> Result<(), Failure> {
+        for letter in letters {
             let (key, value) = (letter.key.as_deref(), letter.value.as_deref());
             self.producer.send_one(&self.topic, key, value, &letter.headers)?;
         }
         Ok(())
     }
 
+    /// Waits until all dead letters are written.
     pub(super) fn flush(&self) -> Result<(), Failure> {
         self.producer.flush()
     }
