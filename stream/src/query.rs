@@ -47,14 +47,16 @@ impl Insert {
     /// # Errors
     /// A planning error if the statement is no INSERT, or reads no topic or several.
     pub(crate) async fn try_new(state: &SessionState, statement: Statement) -> Result<Self> {
-        let mut config = state.config().clone();
-        let options = config.options_mut();
+        // The configuration of the builder, not of the state: the builder has noted that the default catalog exists.
+        // With the configuration of the state, it would replace the catalog of the session by an empty one.
+        let mut builder = SessionStateBuilder::new_from_existing(state.clone());
+        let options = builder.config().get_or_insert_default().options_mut();
         // rows keep the order of their records, even with joins
         options.optimizer.repartition_joins = false;
         options.optimizer.enable_round_robin_repartition = false;
         // a dynamic filter would keep the values of one run for the next one
         options.set("datafusion.optimizer.enable_dynamic_filter_pushdown", "false")?;
-        let state = SessionStateBuilder::new_from_existing(state.clone()).with_config(config).build();
+        let state = builder.build();
         let insert = insert_of(state.statement_to_plan(statement.clone()).await?)?;
         let mut sources: Vec<KafkaTable> = Vec::new();
         insert.input.apply_with_subqueries(|node| {
