@@ -1,5 +1,5 @@
-//! Each function over the four forms of features, for a small and a large network: rows a second, and how much of the
-//! time is ONNX Runtime's. The rest is conversion, the error, and DataFusion.
+//! Rows per second of each function, for the four forms of features and for a small and a large network. It also shows the
+//! share of ONNX Runtime; the remaining time goes to conversion, the error and DataFusion.
 //!
 //! `cargo xtask bench functions [filter]`
 

@@ -18,5 +18,5 @@ while [ "$readings" -eq 0 ] || [ "$sent" -lt "$readings" ]; do
     [ "$to" -le "$total" ] || to=$total
     sed "s/:from/$from/g; s/:to/$to/g" examples/replay.sql | "${AEFUSION:-aefusion}" sql --quiet --format csv >/dev/null
     sent=$((sent + to - from + 1))
-    sleep 1
+    [ "$sent" -eq "$readings" ] || sleep 1
 done

@@ -74,7 +74,7 @@ def main(folder, n_rows):
     for name in LAYERS:
         found = np.sort(np.concatenate(errors[name]))
         place = int(len(found) * 0.9)
-        # in the middle of the widest gap nearby, so that no rounding decides which rows are above
+        # the middle of the widest gap nearby: no rounding decides which rows are above
         gaps = np.diff(found[place - 100:place + 100])
         place += int(np.argmax(gaps)) - 100
         limits[name] = float((found[place] + found[place + 1]) / 2)

@@ -1,5 +1,5 @@
-//! A real broker for tests, demo and benchmarks: the first that is there of `KAFKA_BOOTSTRAP_SERVERS`, a Docker engine, and
-//! Java 17 with Maven.
+//! A real broker for tests, demos and benchmarks: the one at `KAFKA_BOOTSTRAP_SERVERS`, else one in Docker, else one that
+//! Java 17 runs.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,17 +10,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{checked, remove, root};
+use crate::{checked, remove, root, terminate};
 
 /// How long a broker may take to accept connections.
 const START: Duration = Duration::from_secs(90);
-/// How long it may take to end when it is asked to.
+/// How long a broker may take to stop after a signal.
 const STOP: Duration = Duration::from_secs(30);
-/// Where files are kept in memory, and the bytes that benchmarks may write there.
+/// A file system in memory, and the bytes that benchmarks may write to it.
 const MEMORY: &str = "/dev/shm";
 const MEMORY_BYTES: u64 = 4 << 30;
-/// Of every broker that is started here: one node, which keeps records however old they say they are, and nothing that was
-/// removed.
+/// Settings of every broker that is started here. It is a single node, keeps records of any age, and deletes at once.
 const SETTINGS: [&str; 14] = [
     "offsets.topic.replication.factor=1",
     "offsets.topic.num.partitions=4",
@@ -41,10 +40,10 @@ const SETTINGS: [&str; 14] = [
 pub const USER: (&str, &str) = ("pump", "correct-horse");
 
 const MISSING: &str = "no Kafka broker can be started: install Java 17 and Maven (on Debian: apt-get install \
-                       openjdk-17-jre-headless maven); where none is to be stopped or needs SASL, a Docker engine will do, or \
-                       KAFKA_BOOTSTRAP_SERVERS, the address of one that runs";
+                       openjdk-17-jre-headless maven). To use Kafka without them, start Docker, or set \
+                       KAFKA_BOOTSTRAP_SERVERS to the address of a broker; tests that stop a broker need Java.";
 
-/// A broker, which ends when this is dropped if it was started here.
+/// A broker. One that was started here stops when this is dropped.
 #[derive(Debug)]
 pub struct Broker {
     bootstrap: String,
@@ -59,31 +58,33 @@ enum Kind {
 }
 
 impl Broker {
-    /// The first that is there.
+    /// The broker at `KAFKA_BOOTSTRAP_SERVERS`, or a new one in Docker or Java.
     ///
     /// # Errors
-    /// If there is none, with what to install; if it does not start.
+    /// If none of these is available, with what to install; if the broker does not start.
     pub fn start() -> Result<Self> {
         Self::first(None)
     }
 
-    /// The first that is there, to be measured: one that is started by Java writes to memory if there is enough of it, so
-    /// that no disk is measured.
+    /// A broker for a benchmark. Java keeps its data in memory, if enough is free, to leave the disk out of the measurement.
     ///
     /// # Errors
     /// See [`Broker::start`].
     pub fn start_measured() -> Result<Self> {
-        // one name, so that what an interrupted run left is removed by the next one
+        // one name for all runs: each removes what an interrupted one left
         let data = Path::new(MEMORY).join("aefusion-bench");
         remove(&data)?;
         let is_enough = free(Path::new(MEMORY)).is_some_and(|free| free >= MEMORY_BYTES);
         if !is_enough {
-            writeln!(std::io::stderr(), "{MEMORY} has too little room: a disk that brokers write to is measured, too")?;
+            writeln!(
+                std::io::stderr(),
+                "{MEMORY} has less than 4 GiB free: the broker writes to disk, which the measurement includes"
+            )?;
         }
         Self::first(is_enough.then_some(data))
     }
 
-    /// `data`: where one that is started by Java keeps its data, if not in its folder.
+    /// `data`: the folder in which Java keeps the broker's data, if not in the broker's folder.
     fn first(data: Option<PathBuf>) -> Result<Self> {
         if let Ok(bootstrap) = std::env::var("KAFKA_BOOTSTRAP_SERVERS") {
             return Ok(Self { bootstrap, kind: Kind::Given });
@@ -94,10 +95,10 @@ impl Broker {
         }
     }
 
-    /// One of its own, which can be stopped and started, has a listener with SASL and TLS, and no data.
+    /// A new broker without data, which can be paused and has a listener with SASL and TLS.
     ///
     /// # Errors
-    /// If there is no Java or no Maven, or it does not start.
+    /// If Java or Maven is missing, or the broker does not start.
     pub fn java() -> Result<Self> {
         Self::java_at(None)
     }
@@ -112,7 +113,7 @@ impl Broker {
     fn docker() -> Result<Self> {
         let [port] = free_ports()?;
         let bootstrap = format!("127.0.0.1:{port}");
-        // the image takes the name of a setting as that of a variable
+        // the image reads settings from variables with the same names
         let variable = |setting: &str| {
             let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
             ["--env".to_owned(), format!("KAFKA_{}={value}", name.replace('.', "_").to_uppercase())]
@@ -136,13 +137,13 @@ impl Broker {
         Ok(broker)
     }
 
-    /// `host:port` of it.
+    /// `host:port` of the broker.
     #[must_use]
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
     }
 
-    /// The listener with SASL and TLS, and the certificate of its authority.
+    /// The listener with SASL and TLS, and the file of its certificate.
     #[must_use]
     pub fn secured(&self) -> Option<(String, PathBuf)> {
         match &self.kind {
@@ -151,19 +152,19 @@ impl Broker {
         }
     }
 
-    /// Ends it as it ends when nobody asked, or waits for it to end in order; its data stay.
+    /// Kills the broker, or stops it in order. Its data stay.
     ///
     /// # Errors
-    /// If it was not started here.
+    /// If Java did not start it here.
     pub fn pause(&mut self, is_killed: bool) -> Result<()> {
         let Kind::Java(java) = &mut self.kind else { bail!("only a broker that was started here can be stopped") };
         java.stop(is_killed)
     }
 
-    /// Starts it again, with its data.
+    /// Starts a paused broker again, with its data.
     ///
     /// # Errors
-    /// If it was not started here, or does not start.
+    /// If Java did not start it here, or it does not start.
     pub fn resume(&mut self) -> Result<()> {
         let Kind::Java(java) = &mut self.kind else { bail!("only a broker that was started here can be started") };
         java.start()
@@ -192,7 +193,7 @@ fn image() -> Result<String> {
 }
 
 fn has_docker_engine() -> bool {
-    // the client alone says the version of its server only if there is one
+    // the client knows the version of a server only if one runs
     Command::new("docker")
         .args(["version", "--format", "{{.Server.Version}}"])
         .output()
@@ -204,13 +205,13 @@ struct Java {
     folder: PathBuf,
     data: PathBuf,
     libraries: PathBuf,
-    /// Of the broker, its controller, and its listener with SASL and TLS.
+    /// Ports of the broker, its controller, and its listener with SASL and TLS.
     ports: [u16; 3],
     process: Option<Child>,
 }
 
 impl Java {
-    /// A folder with settings and no data.
+    /// Makes a folder with settings and no data.
     fn prepare(data: Option<PathBuf>) -> Result<Self> {
         let libraries = libraries()?;
         let folder = root().join("target").join("kafka").join(format!("{}-{}", std::process::id(), unique()));
@@ -252,7 +253,7 @@ impl Java {
         )
     }
 
-    /// A certificate of its own, signed by itself.
+    /// Makes a certificate that is signed by itself.
     fn certify(&self) -> Result<()> {
         let (key, certificate) = (self.folder.join("key.pem"), self.folder.join("certificate.pem"));
         let subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"];
@@ -294,7 +295,7 @@ impl Java {
     fn stop(&mut self, is_killed: bool) -> Result<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
         if !is_killed {
-            checked(Command::new("kill").arg(process.id().to_string()))?;
+            terminate(&process)?;
             let start = Instant::now();
             while process.try_wait()?.is_none() && start.elapsed() < STOP {
                 std::thread::sleep(Duration::from_millis(50));
@@ -306,7 +307,15 @@ impl Java {
     }
 }
 
-/// Kafka's libraries, fetched once by Maven.
+/// Fetches Kafka's libraries, if they are not there. Brokers in Java need them.
+///
+/// # Errors
+/// If Java or Maven is missing, or Maven cannot fetch the libraries.
+pub fn fetch() -> Result<()> {
+    libraries().map(drop)
+}
+
+/// The folder of Kafka's libraries, fetched once by Maven.
 fn libraries() -> Result<PathBuf> {
     let project = root().join("xtask").join("kafka").join("pom.xml");
     let wanted = std::fs::read_to_string(&project)?;
@@ -318,7 +327,7 @@ fn libraries() -> Result<PathBuf> {
     if !["java", "mvn"].into_iter().all(|program| Command::new(program).arg("-version").output().is_ok()) {
         bail!(MISSING);
     }
-    writeln!(std::io::stderr(), "fetching Kafka")?;
+    writeln!(std::io::stderr(), "fetching Kafka's libraries")?;
     remove(&folder)?;
     let mut maven = Command::new("mvn");
     maven.args(["--quiet", "--batch-mode", "dependency:copy-dependencies", "-DincludeScope=runtime", "--file"]);
@@ -327,13 +336,13 @@ fn libraries() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Bytes that can be written to a folder; none if that cannot be told.
+/// Bytes that are free in the file system of a folder, if `df` reports them.
 fn free(folder: &Path) -> Option<u64> {
     let output = checked(Command::new("df").args(["--output=avail", "--block-size=1"]).arg(folder)).ok()?;
     String::from_utf8(output.stdout).ok()?.lines().nth(1)?.trim().parse().ok()
 }
 
-/// Ports that nobody listens on.
+/// Ports on which nobody listens.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut listeners = Vec::new();
     let mut ports = [0; N];
@@ -349,7 +358,7 @@ fn unique() -> u128 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos())
 }
 
-/// Waits until a broker accepts connections; `check` tells why it never will.
+/// Waits until a broker accepts connections. `check` fails if the broker has ended.
 fn answers(bootstrap: &str, mut check: impl FnMut() -> Result<()>) -> Result<()> {
     let start = Instant::now();
     let address = bootstrap.to_socket_addrs()?.next().context("the broker has no address")?;

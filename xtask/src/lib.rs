@@ -1,12 +1,14 @@
-//! What the tasks of this repository share with its tests.
+//! Code that the tasks of this repository share with its tests.
 
 pub mod kafka;
 pub mod python;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// The root of the repository.
 #[must_use]
@@ -14,7 +16,7 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Removes a folder, if it is there.
+/// Removes a folder, if it exists.
 ///
 /// # Errors
 /// If it cannot be removed.
@@ -25,6 +27,15 @@ pub fn remove(folder: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Sends SIGTERM to a process.
+///
+/// # Errors
+/// If the process has ended and was waited for.
+pub fn terminate(process: &Child) -> Result<()> {
+    let id = i32::try_from(process.id())?;
+    kill(Pid::from_raw(id), Signal::SIGTERM).with_context(|| format!("could not send SIGTERM to process {id}"))
 }
 
 fn checked(command: &mut Command) -> Result<Output> {

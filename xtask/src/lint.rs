@@ -4,11 +4,13 @@
 
 mod crates;
 mod exceptions;
+mod features;
 mod files;
 mod links;
 mod markdown;
 mod prose;
 mod rust;
+mod targets;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -50,7 +52,10 @@ pub(crate) fn run(only: &[PathBuf]) -> Result<()> {
     let texts = Texts::read(&paths)?;
     let mut findings = texts.findings();
     findings.extend(files::duplicates(&root(), &paths)?);
-    findings.extend(crates::check(&crates::metadata()?, &root())?);
+    let metadata = crates::metadata()?;
+    findings.extend(crates::check(&metadata, &root())?);
+    findings.extend(targets::check(&metadata, &root()));
+    findings.extend(features::check(&root())?);
     let exceptions = exceptions::read(&root().join(exceptions::FILE))?;
     let mut findings = exceptions::apply(&exceptions, findings);
     if !only.is_empty() {

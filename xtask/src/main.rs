@@ -1,8 +1,10 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | ci | bench`.
+//! Tasks of this repository: `cargo xtask setup | demo | kafka | test | lint | ci | bench`.
 
 mod bench;
 mod demo;
+mod gate;
 mod lint;
+mod program;
 mod quality;
 mod setup;
 
@@ -13,7 +15,6 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use xtask::kafka::Broker;
-use xtask::python::environment;
 use xtask::root;
 
 /// Tasks of this repository.
@@ -28,12 +29,12 @@ struct Cli {
 enum Task {
     /// Fetch ONNX Runtime into .onnxruntime/
     Setup,
-    /// Score a real data set with a real autoencoder, and show what comes out
+    /// Train an autoencoder on real data, show its results, and compare them with those of PyTorch
     Demo {
         #[command(subcommand)]
         what: Option<Demo>,
     },
-    /// Start a Kafka broker, and run a command with KAFKA_BOOTSTRAP_SERVERS set to it, or wait to be stopped
+    /// Start a Kafka broker, and run a command with KAFKA_BOOTSTRAP_SERVERS set, or wait for Enter
     Kafka {
         /// The command and its arguments
         #[arg(trailing_var_arg = true)]
@@ -46,12 +47,16 @@ enum Task {
         /// Only findings in these files and folders
         paths: Vec<PathBuf>,
     },
-    /// Everything a change must pass: format, lints, features, documentation, tests, demo
+    /// Run everything that a change must pass, and print the time of each step
     Ci,
     /// Run benchmarks
     Bench {
         #[command(subcommand)]
         what: bench::Bench,
+
+        /// Also write the table to docs/benchmarks.md, with date, commit and machine
+        #[arg(long, global = true)]
+        write: bool,
     },
 }
 
@@ -78,10 +83,10 @@ fn run_task(task: Task) -> Result<()> {
         Task::Demo { what: None } => demo::show(),
         Task::Demo { what: Some(Demo::Stream) } => demo::stream(),
         Task::Kafka { command } => kafka(&command),
-        Task::Test => test(),
+        Task::Test => gate::test(),
         Task::Lint { paths } => lint::run(&paths),
-        Task::Ci => ci(),
-        Task::Bench { what } => bench::run(&what),
+        Task::Ci => gate::ci(),
+        Task::Bench { what, write } => bench::run(&what, write),
     }
 }
 
@@ -93,55 +98,10 @@ fn kafka(command: &[String]) -> Result<()> {
             run(Command::new(program).args(arguments).env("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap()))
         }
         None => {
-            writeln!(std::io::stderr(), "Enter stops the broker")?;
+            writeln!(std::io::stderr(), "Press Enter to stop the broker")?;
             Ok(std::io::stdin().read_line(&mut String::new()).map(drop)?)
         }
     }
-}
-
-fn test() -> Result<()> {
-    setup::fetch()?;
-    // for the test that runs exported models in other programs
-    let python = environment("exported", &root().join("tests").join("exported").join("requirements.txt"))?;
-    run(cargo_command().args(["test", "--workspace", "--all-targets"]).env("AEFUSION_PYTHON", python))?;
-    cargo(["test", "--workspace", "--doc"])
-}
-
-fn ci() -> Result<()> {
-    cargo(["fmt", "--all", "--check"])?;
-    cargo(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
-    // the plugin alone, without what the program adds: each feature must compile by itself
-    for features in ["", "load-dynamic", "proto"] {
-        cargo(["check", "--package", "aefusion-udfs", "--no-default-features", "--features", features])?;
-    }
-    one_version("datafusion")?;
-    one_version("arrow")?;
-    test()?;
-    example()?;
-    demo::show()?;
-    demo::stream()?;
-    cargo(["doc", "--workspace", "--no-deps"])
-}
-
-/// That the program of `examples/embedded` prints what its README says.
-fn example() -> Result<()> {
-    let output = cargo_command().args(["run", "--quiet", "--package", "embedded"]).output()?;
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let readme = std::fs::read_to_string(root().join("examples/embedded/README.md"))?;
-    if !output.status.success() || printed.is_empty() || !readme.contains(printed.trim()) {
-        bail!("examples/embedded prints\n{printed}{}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
-}
-
-/// That the dependency tree holds a crate once: two versions of Arrow cannot share arrays.
-fn one_version(name: &str) -> Result<()> {
-    let lock = std::fs::read_to_string(root().join("Cargo.lock")).context("could not read Cargo.lock")?;
-    let n = lock.lines().filter(|line| *line == format!("name = \"{name}\"")).count();
-    if n != 1 {
-        bail!("Cargo.lock holds {n} versions of {name}, and must hold one");
-    }
-    Ok(())
 }
 
 fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
@@ -150,18 +110,18 @@ fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
 
 /// The cargo that runs this, in the root of the repository.
 ///
-/// What it told this program about itself is not passed on: `ring` is built anew when that differs, and DataFusion with it.
+/// Variables about this package are removed. They would change the build of `ring`, and with it that of DataFusion.
 fn cargo_command() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
-    let is_told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_told)) {
+    let is_ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_ours)) {
         command.env_remove(name);
     }
     command
 }
 
-/// Runs a command and waits for it.
+/// Runs a command and waits for it. A status other than 0 is an error.
 fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("could not start {command:?}"))?;
     if !status.success() {

@@ -7,10 +7,12 @@ use anyhow::Result;
 
 use crate::{checked, root};
 
-/// The Python of a virtual environment of that name, with the packages of a file.
+/// The Python of the virtual environment `target/{name}/venv`, with the packages of a requirements file.
+///
+/// The environment is made once, and again when the file has changed.
 ///
 /// # Errors
-/// If there is no Python, or a package cannot be had.
+/// If there is no Python, or pip cannot install a package.
 pub fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
     let folder = root().join("target").join(name).join("venv");
     let (python, stamp) = (folder.join("bin").join("python"), folder.join("requirements.txt"));

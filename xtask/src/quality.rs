@@ -1,14 +1,14 @@
-//! `cargo xtask bench quality`: what models trained by SQL come to on real data, beside what others come to.
+//! `cargo xtask bench quality` measures models that SQL trains on real data, and shows results of other libraries beside
+//! them.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::{cargo, root};
+use crate::program::{Program, auroc};
+use crate::{root, say};
 
-/// A set, the AUROC of scikit-learn's perceptron as an autoencoder, and that of PyOD's autoencoder.
+/// Data set, AUROC of scikit-learn's perceptron as an autoencoder, AUROC of PyOD's autoencoder.
 const ANOMALY_SETS: [(&str, f64, f64); 8] = [
     ("breastw", 0.991, 0.987),
     ("cardio", 0.957, 0.911),
@@ -25,96 +25,87 @@ const DIGIT_SEEDS: usize = 5;
 const SPARSE_SEEDS: usize = 3;
 const PIXELS: &str = "* EXCEPT (id, label, fit_0, fit_1, fit_2, fit_3, fit_4, label100_0, label100_1, label100_2, label100_3, label100_4)";
 
-/// Runs all of it, or what `filter` names, and prints a table.
-pub(crate) fn run(program: Option<PathBuf>, filter: Option<&str>) -> Result<()> {
+/// Measures all parts, or those whose names contain `filter`; returns their table.
+pub(crate) fn run(program: Option<PathBuf>, filter: Option<&str>) -> Result<String> {
     let program = match program {
-        Some(program) => program,
-        None => {
-            cargo(["build", "--release", "--bin", "aefusion"])?;
-            root().join("target").join("release").join("aefusion")
-        }
+        Some(path) => Program { path },
+        None => Program::release()?,
     };
-    let bench = Bench { program, models: root().join("target").join("quality-models") };
-    let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
-    say("| what | aefusion | at least | others |")?;
-    say("| --- | --- | --- | --- |")?;
-    if wanted("anomaly") {
+    let mut bench = Bench { program, models: root().join("target/quality-models"), table: String::new() };
+    let is_wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    bench.print("| what | aefusion | at least | others |\n| --- | --- | --- | --- |")?;
+    if is_wanted("anomaly") {
         bench.anomalies()?;
     }
-    if wanted("digits") {
+    if is_wanted("digits") {
         bench.digits()?;
     }
-    if wanted("denoising") {
+    if is_wanted("denoising") {
         bench.denoising()?;
     }
-    if wanted("sparse") {
+    if is_wanted("sparse") {
         bench.sparse()?;
     }
-    if wanted("linear") {
+    if is_wanted("linear") {
         bench.linear()?;
     }
-    Ok(())
+    Ok(bench.table)
 }
 
 struct Bench {
-    program: PathBuf,
+    program: Program,
     models: PathBuf,
+    /// What was printed, in Markdown.
+    table: String,
 }
 
 impl Bench {
-    /// Runs statements on an empty model store; the rows of the last one.
+    /// Runs statements on an empty model store; returns the rows that they print.
     fn sql(&self, sql: &str) -> Result<Vec<Vec<f64>>> {
         xtask::remove(&self.models)?;
-        let output = Command::new(&self.program)
-            .args(["sql", "--quiet", "--format", "csv", "--models"])
-            .arg(&self.models)
-            .args(["--command", sql])
-            .env("ORT_DYLIB_PATH", root().join(".onnxruntime").join("lib").join("libonnxruntime.so"))
-            .current_dir(root())
-            .output()
-            .with_context(|| format!("could not start {}", self.program.display()))?;
-        if !output.status.success() {
-            bail!("{sql}\n{}", String::from_utf8_lossy(&output.stderr));
-        }
-        let printed = String::from_utf8(output.stdout)?;
-        let is_number = |line: &&str| line.split(',').all(|cell| cell.parse::<f64>().is_ok());
-        let row = |line: &str| line.split(',').map(|cell| Ok(cell.parse()?)).collect::<Result<Vec<f64>>>();
-        printed.lines().filter(is_number).map(row).collect()
+        self.program.numbers(&self.models, sql)
+    }
+
+    fn line(&mut self, what: &str, found: f64, at_least: f64, others: &str) -> Result<()> {
+        self.print(&format!("| {what} | {found:.4} | {at_least:.3} | {others} |"))
+    }
+
+    fn print(&mut self, line: &str) -> Result<()> {
+        self.table.push_str(line);
+        self.table.push('\n');
+        say(line)
     }
 
     fn number(&self, sql: &str) -> Result<f64> {
         let rows = self.sql(sql)?;
-        rows.first().and_then(|row| row.first()).copied().context("the query gave no number")
+        rows.first().and_then(|row| row.first()).copied().context("the query returned no number")
     }
 
-    fn anomalies(&self) -> Result<()> {
+    fn anomalies(&mut self) -> Result<()> {
         let mut sum = 0.0;
         for (set, scikit_learn, pyod) in ANOMALY_SETS {
-            let file = data(&format!("{set}.parquet"));
+            let file = data(set);
             let mut mean = 0.0;
             for seed in 0..ANOMALY_SEEDS {
                 let auroc = self.number(&format!(
                     "CREATE MODEL m OPTIONS (seed = {seed})
                          AS SELECT * EXCEPT (id, label, fit_0, fit_1, fit_2) FROM '{file}' WHERE fit_{seed};
-                     WITH scored AS (SELECT label, ae_error('m') AS error FROM '{file}' WHERE NOT fit_{seed}),
-                     ranked AS (SELECT label, rank() OVER (ORDER BY error)
-                                              + (count(*) OVER (PARTITION BY error) - 1) / 2.0 AS rank FROM scored)
-                     SELECT (sum(rank) FILTER (WHERE label = 1) - sum(label) * (sum(label) + 1) / 2.0)
-                            / (sum(label) * (count(*) - sum(label))) FROM ranked"
+                     {}",
+                    auroc("m", &format!("'{file}'"), &format!("NOT fit_{seed}"))
                 ))?;
                 mean += auroc / ANOMALY_SEEDS as f64;
             }
             sum += mean;
             let others = format!("scikit-learn {scikit_learn}, PyOD {pyod}");
-            line(&format!("AUROC {set}"), mean, scikit_learn.max(pyod) - 0.02, &others)?;
+            self.line(&format!("AUROC {set}"), mean, scikit_learn.max(pyod) - 0.02, &others)?;
         }
         let others = "PyOD .923, scikit-learn .930, isolation forest .932";
-        line("AUROC, mean of 8 sets", sum / ANOMALY_SETS.len() as f64, 0.94, others)
+        self.line("AUROC, mean of 8 sets", sum / ANOMALY_SETS.len() as f64, 0.94, others)
     }
 
-    /// Mean share of right labels over the seeds, of a classifier on the code of a model that saw all rows to fit on.
+    /// Mean accuracy over the seeds of a classifier on the codes of a model. The model was trained on all training rows.
     fn accuracy(&self, base: &str, labels: &str, classifier: &str) -> Result<f64> {
-        let file = data("digits.parquet");
+        let file = data("digits");
         let mut mean = 0.0;
         for seed in 0..DIGIT_SEEDS {
             let label = labels.replace("{seed}", &seed.to_string());
@@ -131,15 +122,15 @@ impl Bench {
         Ok(mean)
     }
 
-    fn digits(&self) -> Result<()> {
+    fn digits(&mut self) -> Result<()> {
         let all = "fit_{seed}";
         let base = "hidden_units = [128, 16, 128], activation_fn = 'relu', code_activation_fn = 'tanh'";
         let others = "PyTorch .967, logistic regression .968";
-        line("digits, all labels, fine-tuned", self.accuracy(base, all, "fine_tune = 'all'")?, 0.97, others)?;
+        self.line("digits, all labels, fine-tuned", self.accuracy(base, all, "fine_tune = 'all'")?, 0.97, others)?;
         let head =
             "fine_tune = 'head', head_units = [64], activation_fn = 'relu', learn_rate = 0.003, max_iterations = 200";
         let others = "PyTorch .950, logistic regression on PCA .949";
-        line("digits, all labels, encoder frozen", self.accuracy(base, all, head)?, 0.95, others)?;
+        self.line("digits, all labels, encoder frozen", self.accuracy(base, all, head)?, 0.95, others)?;
         let few = "label100_{seed}";
         let base = "hidden_units = [256, 128, 256], training = 'layerwise', activation_fn = 'tanh', noise = 'masking',
                     noise_level = 0.3, learn_rate_schedule = 'constant', patience = 10, max_iterations = 50";
@@ -148,14 +139,14 @@ impl Bench {
         let whole = format!("fine_tune = 'all', dropout = 0.3, learn_rate_schedule = 'cosine', {every_row}");
         let (frozen, tuned) = (self.accuracy(base, few, &head)?, self.accuracy(base, few, &whole)?);
         let others = "PyTorch .896, logistic regression .892";
-        line("digits, 100 labels, layer by layer, frozen", frozen, 0.9, others)?;
-        line("digits, 100 labels, layer by layer, fine-tuned", tuned, 0.9, others)
+        self.line("digits, 100 labels, layer by layer, frozen", frozen, 0.9, others)?;
+        self.line("digits, 100 labels, layer by layer, fine-tuned", tuned, 0.9, others)
     }
 
-    fn denoising(&self) -> Result<()> {
-        let file = data("digits.parquet");
+    fn denoising(&mut self) -> Result<()> {
+        let file = data("digits");
         let pixels: Vec<String> = (0..64).map(|i| format!("p{i}")).collect();
-        // normal numbers from uniform ones (Box and Muller), which are the same in every run
+        // normally distributed numbers (Box and Muller), the same in every run
         let uniform = |i: usize| format!("((abs(sin(id * 12.9898 + {i} * 78.233 + value * 37.719)) * 43758.5453) % 1)");
         let noisy: Vec<String> = pixels
             .iter()
@@ -176,11 +167,11 @@ impl Bench {
             noisy.join(", "),
             squares.join(" + "),
         ))?;
-        line("denoising digits, dB", db, 17.8, "Wiener 16.4, PyTorch 17.84, noisy 10.5")
+        self.line("denoising digits, dB", db, 17.8, "Wiener 16.4, PyTorch 17.84, noisy 10.5")
     }
 
-    fn sparse(&self) -> Result<()> {
-        let file = data("digits.parquet");
+    fn sparse(&mut self) -> Result<()> {
+        let file = data("digits");
         let (mut ratio, mut mean_share) = (0.0, 0.0);
         for seed in 0..SPARSE_SEEDS {
             let measure = |penalty: f64| -> Result<(f64, f64)> {
@@ -200,13 +191,13 @@ impl Bench {
             ratio += error / dense_error / SPARSE_SEEDS as f64;
             mean_share += share / SPARSE_SEEDS as f64;
         }
-        line("sparse, L1 .3: share of units under .01", mean_share, 0.7, "PyTorch .735 (64-128-64)")?;
-        line("sparse: error over that of the dense one (at most)", ratio, 1.05, "")
+        self.line("sparse, L1 .3: share of units under .01", mean_share, 0.7, "PyTorch .735 (64-128-64)")?;
+        self.line("sparse: error over that of the dense one (at most)", ratio, 1.05, "")
     }
 
-    fn linear(&self) -> Result<()> {
-        let digits = data("digits.parquet");
-        let cardio = data("cardio.parquet");
+    fn linear(&mut self) -> Result<()> {
+        let digits = data("digits");
+        let cardio = data("cardio");
         let pixels: Vec<String> = (0..64).map(|i| format!("power(d['p{i}'] - p{i}, 2)")).collect();
         for (code, floor) in [(8, 0.023_913), (16, 0.011_044)] {
             let error = self.number(&format!(
@@ -216,27 +207,28 @@ impl Bench {
                  SELECT avg(({}) / 64) FROM d",
                 pixels.join(" + ")
             ))?;
-            line(&format!("linear, digits, code {code}: over the PCA floor (at most)"), error / floor, 1.001, "1")?;
+            self.line(
+                &format!("linear, digits, code {code}: over the PCA floor (at most)"),
+                error / floor,
+                1.001,
+                "1",
+            )?;
         }
         let error = self.number(&format!(
             "CREATE MODEL m OPTIONS (hidden_units = [6], activation_fn = 'linear', {ALL_ROWS})
                  AS SELECT * EXCEPT (id, label, fit_0, fit_1, fit_2) FROM '{cardio}';
              SELECT avg(ae_error('m')) FROM '{cardio}'"
         ))?;
-        line("linear, cardio, code 6: over the PCA floor (at most)", error / 0.289_351, 1.001, "1")
+        self.line("linear, cardio, code 6: over the PCA floor (at most)", error / 0.289_351, 1.001, "1")
     }
 }
 
 const ALL_ROWS: &str = "data_split_eval_fraction = 0, calibration_fraction = 0";
 
-fn data(file: &str) -> String {
-    Path::new("benches").join("quality").join("data").join(file).display().to_string()
-}
-
-fn line(what: &str, found: f64, at_least: f64, others: &str) -> Result<()> {
-    say(&format!("| {what} | {found:.4} | {at_least:.3} | {others} |"))
-}
-
-fn say(text: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{text}")?)
+/// The file of a data set. The demo's is stored with the demo.
+fn data(set: &str) -> String {
+    match set {
+        "satimage-2" => format!("examples/demo/{set}.parquet"),
+        _ => format!("benches/quality/data/{set}.parquet"),
+    }
 }

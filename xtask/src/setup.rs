@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: the official ONNX Runtime, out of its Python wheel.
+//! `cargo xtask setup` fetches the official ONNX Runtime from its Python wheel.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{root, run};
 
 const VERSION: &str = "1.31.1";
 
-/// A wheel: platform tag of pip, sha256 of the file, name of the library in it.
+/// A wheel: its platform in pip, the SHA-256 of the file, and the name of the library in it.
 struct Wheel {
     platform: &'static str,
     sha256: &'static str,
@@ -37,17 +37,17 @@ fn wheel() -> Result<Wheel> {
             library: "libonnxruntime.1.31.1.dylib",
         },
         (os, arch) => bail!(
-            "there is no ONNX Runtime {VERSION} wheel for {os} on {arch}; build or install ONNX Runtime and set \
-             ORT_DYLIB_PATH to its shared library"
+            "ONNX Runtime {VERSION} has no wheel for {os} on {arch}: build or install it, and set ORT_DYLIB_PATH to its \
+             shared library"
         ),
     })
 }
 
-/// Fetches the library, unless this version is there.
+/// Fetches the library, if this version is not there.
 pub(crate) fn fetch() -> Result<()> {
     let folder = root().join(".onnxruntime");
     let stamp = folder.join(VERSION);
-    // one name on every platform: .cargo/config.toml cannot choose
+    // one name on all platforms, because .cargo/config.toml has only one
     let library = folder.join("lib").join("libonnxruntime.so");
     if stamp.exists() && library.exists() {
         return Ok(());
@@ -71,7 +71,7 @@ pub(crate) fn fetch() -> Result<()> {
     say(&format!("ONNX Runtime is at {}", library.display()))
 }
 
-/// pip compares the checksum and refuses another file.
+/// Downloads the wheel. pip refuses a file with another checksum.
 fn download(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
     let requirements = folder.join("requirements.txt");
     std::fs::write(&requirements, format!("onnxruntime=={VERSION} --hash=sha256:{}\n", wheel.sha256))?;
@@ -84,10 +84,12 @@ fn download(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
         .arg(&requirements)
         .arg("--dest")
         .arg(folder))
-    .context("python3 with pip fetches ONNX Runtime; on Debian: apt-get install python3-pip")?;
+    .context(
+        "pip could not download ONNX Runtime: it needs python3 with pip (on Debian: apt-get install python3-pip)",
+    )?;
     let is_wheel = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
     let mut files = std::fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path()));
-    files.find(is_wheel).context("pip left no wheel behind")
+    files.find(is_wheel).context("pip downloaded no wheel")
 }
 
 fn say(text: &str) -> Result<()> {

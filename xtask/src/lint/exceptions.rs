@@ -42,7 +42,7 @@ fn parse(list: &str) -> Result<Vec<Exception>> {
     lines.map(exception).collect()
 }
 
-/// Findings without those that are allowed, and with a finding for each exception that nothing needs.
+/// Findings without the allowed ones, and with a finding for each unused exception.
 pub(super) fn apply(exceptions: &[Exception], findings: Vec<Finding>) -> Vec<Finding> {
     let allows = |exception: &Exception, finding: &Finding| {
         exception.rule == finding.rule && exception.path == finding.path && finding.text.contains(&exception.text)

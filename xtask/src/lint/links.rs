@@ -58,7 +58,7 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// The anchors that GitHub gives headings; one that stands twice gets a number.
+/// The anchors of headings on GitHub. A heading with the text of another one gets a number.
 fn anchors(text: &str) -> HashSet<String> {
     let mut anchors = HashSet::new();
     for heading in markdown::headings(text) {

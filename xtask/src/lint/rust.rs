@@ -1,4 +1,4 @@
-//! Rules for Rust files: their length, their doc comments, and the words of their messages.
+//! Rules for Rust files: their length, their doc comments, and the words of their comments and messages.
 
 use super::Finding;
 use super::markdown;
@@ -10,7 +10,16 @@ const LINES: usize = 500;
 /// Findings of all rules in a Rust file.
 pub(super) fn check(path: &str, source: &str) -> Vec<Finding> {
     let pieces = pieces(source);
-    let mut findings = docs(&pieces).into_iter().flat_map(|s| prose::check(path, &s)).collect::<Vec<_>>();
+    let docs = sentences(pieces.iter().filter_map(|(line, piece)| match piece {
+        Piece::Doc(text) => Some((*line, text.as_str())),
+        _ => None,
+    }));
+    let comments = sentences(pieces.iter().filter_map(|(line, piece)| match piece {
+        Piece::Comment(text) => Some((*line, text.as_str())),
+        _ => None,
+    }));
+    let mut findings = docs.iter().flat_map(|sentence| prose::check(path, sentence)).collect::<Vec<_>>();
+    findings.extend(comments.iter().flat_map(|sentence| prose::banned(path, sentence)));
     if !is_test(path) {
         findings.extend(messages(source, &pieces).iter().flat_map(|sentence| prose::banned(path, sentence)));
     }
@@ -30,22 +39,17 @@ fn is_test(path: &str) -> bool {
     path.split('/').any(|folder| folder == "tests" || folder == "benches") || path.ends_with("tests.rs")
 }
 
-/// A doc comment's line, or a string.
+/// A line of a doc comment, a line of another comment, or a string.
 #[derive(Debug, PartialEq, Eq)]
 enum Piece {
     Doc(String),
+    Comment(String),
     String(String),
 }
 
-/// Sentences of doc comments. Lines that follow each other are one text.
-fn docs(pieces: &[(usize, Piece)]) -> Vec<Sentence> {
-    let lines: Vec<(usize, &str)> = pieces
-        .iter()
-        .filter_map(|(line, piece)| match piece {
-            Piece::Doc(text) => Some((*line, text.as_str())),
-            Piece::String(_) => None,
-        })
-        .collect();
+/// Sentences of comments. Lines that follow each other are one text.
+fn sentences<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Vec<Sentence> {
+    let lines: Vec<(usize, &str)> = lines.collect();
     let mut sentences = Vec::new();
     for lines in lines.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
         let text = lines.iter().map(|(_, text)| *text).collect::<Vec<_>>().join("\n");
@@ -91,8 +95,9 @@ impl<'a> Scanner<'a> {
         if self.rest.starts_with("//") {
             let line = self.take(self.rest.find('\n').unwrap_or(self.rest.len()));
             let is_doc = !line.starts_with("////");
-            let doc = line.strip_prefix("///").or(line.strip_prefix("//!")).filter(|_| is_doc)?;
-            return Some(Piece::Doc(doc.strip_prefix(' ').unwrap_or(doc).to_owned()));
+            let plain = |text: &str| text.strip_prefix(' ').unwrap_or(text).to_owned();
+            let doc = line.strip_prefix("///").or(line.strip_prefix("//!")).filter(|_| is_doc);
+            return Some(doc.map_or_else(|| Piece::Comment(plain(&line[2..])), |doc| Piece::Doc(plain(doc))));
         }
         if self.rest.starts_with("/*") {
             self.take_comment();
@@ -202,11 +207,20 @@ mod tests {
 
     #[test]
     fn doc_comments_are_prose() {
-        let source = "//! The module tells.\n\n/// Fine. It\n/// was told\n/// here.\n// told\nfn a() {}\n";
+        let source = "//! The module tells.\n\n/// Fine. It\n/// was told\n/// here.\nfn a() {}\n";
         assert_eq!(rules("src/a.rs", source), [(1, "banned-word"), (3, "banned-word")]);
         let long = format!("/// {}\nfn a() {{}}\n", "word ".repeat(26));
         assert_eq!(rules("src/a.rs", &long), [(1, "long-sentence")]);
         assert_eq!(rules("src/a.rs", "/// ```\n/// told();\n/// ```\nfn a() {}\n"), []);
+    }
+
+    #[test]
+    fn other_comments_are_searched_for_words() {
+        assert_eq!(
+            rules("tests/it/a.rs", "fn a() {} // so\n// that was told\n"),
+            [(1, "banned-word"), (1, "banned-word")]
+        );
+        assert_eq!(rules("src/a.rs", &format!("// {}\n", "word ".repeat(26))), []);
     }
 
     #[test]
