@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use insta::assert_snapshot;
 use nix::sys::signal::Signal;
@@ -25,6 +25,7 @@ crate::harness::tests! {
     fn an_interrupt_stops_the_query,
     fn an_interrupt_ends_a_training_without_a_model_or_with_its_best,
     fn a_second_interrupt_ends_the_program,
+    fn a_second_interrupt_does_not_wait_for_a_file,
     fn a_report_is_one_page_that_needs_no_network,
 }
 
@@ -378,6 +379,25 @@ fn a_second_interrupt_ends_the_program() {
     let ended = training.end();
     assert_eq!(ended.code, Some(130), "{}", ended.watched);
     assert_eq!(n_models(store.path()), "exit code 0\n--- out\nmodels\n0\n--- err\n");
+}
+
+/// After the first interrupt, the program waits ten seconds for the thread that reads the file.
+fn a_second_interrupt_does_not_wait_for_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("model.onnx");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let create = format!("CREATE MODEL m OPTIONS (model_path = '{}')", pipe.display());
+    let mut program = Running::watch_err(aefusion().args(["sql", "--models", "memory:///", "-c", &create]));
+    // waits until the program reads the pipe, which then gives nothing
+    let writer = std::fs::File::options().write(true).open(&pipe).unwrap();
+    program.signal(Signal::SIGINT);
+    program.prints("interrupted");
+    let interrupted = Instant::now();
+    program.signal(Signal::SIGINT);
+    let ended = program.end();
+    assert_eq!((ended.code, ended.watched.as_str()), (Some(130), "interrupted\n"));
+    assert!(interrupted.elapsed() < Duration::from_secs(5), "{:?}", interrupted.elapsed());
+    drop(writer);
 }
 
 fn a_report_is_one_page_that_needs_no_network() {
