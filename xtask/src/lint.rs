@@ -73,10 +73,7 @@ fn report(mut findings: Vec<Finding>) -> Result<()> {
     let n_files = findings.iter().map(|finding| &finding.path).collect::<HashSet<_>>().len();
     match findings.len() {
         0 => say("lint: no findings"),
-        n => bail!(
-            "lint: {n} findings in {n_files} files; rules that need an exception are listed in {}",
-            exceptions::FILE
-        ),
+        n => bail!("{n} findings in {n_files} files; rules that need an exception are listed in {}", exceptions::FILE),
     }
 }
 
