@@ -119,8 +119,9 @@ fn as_micro_batch(node: LogicalPlan, slot: &Arc<Slot>) -> Result<Transformed<Log
     Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
 }
 
-/// Swaps the inputs of joins that would keep the topic in memory: afterwards the table is kept in memory, and the rows
-/// of the topic are probed in their order.
+/// Swaps the inputs of joins that would keep the topic in memory.
+///
+/// Afterwards the table is kept in memory, and the rows of the topic are probed in their order.
 ///
 /// ```text
 /// HashJoinExec: LeftSemi            HashJoinExec: RightSemi

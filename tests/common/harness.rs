@@ -13,8 +13,10 @@ use libtest_mimic::{Completion, Failed, Trial};
 /// The variable that names the one test of a process of its own.
 const ALONE: &str = "AEFUSION_TEST_ALONE";
 
-/// The list `TESTS` of a module: `fn` runs a function, `async` runs it on a runtime, `alone` runs it in a process of its
-/// own, where nothing else takes memory or changes the state of the process.
+/// The list `TESTS` of a module.
+///
+/// `fn` runs a function, and `async` runs it on a runtime. `alone` runs it in a process of its own, where nothing else takes
+/// memory or changes the state of the process.
 macro_rules! tests {
     (@ fn $name:ident) => { $name };
     (@ async $name:ident) => { || crate::harness::block_on($name()) };
@@ -31,7 +33,7 @@ pub(crate) fn trials(module: &str, tests: &[(&str, fn())]) -> Vec<Trial> {
     tests.iter().map(|(name, test)| trial(format!("{module}::{name}"), *test)).collect()
 }
 
-/// A test that fails with the text of its panic, and is ignored if [`needed`] finds that a tool is missing.
+/// A test that fails with the text of its panic. It is ignored if [`needed`] misses a tool.
 pub(crate) fn trial(name: String, test: impl FnOnce() + Send + 'static) -> Trial {
     Trial::ignorable_test(name, move || match catch_unwind(AssertUnwindSafe(test)) {
         Ok(()) => Ok(Completion::Completed),

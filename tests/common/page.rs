@@ -92,7 +92,7 @@ pub(crate) fn matches(expected: &str, found: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// Of outputs that a block may show, the one that is most like what it shows.
+/// The output most like the text of a block, of all outputs that the block may show.
 pub(crate) fn nearest(expected: &str, found: Vec<String>) -> String {
     let first_line = |text: &str| text.trim().lines().next().map(|line| line.chars().take(6).collect::<String>());
     let wanted = first_line(expected);

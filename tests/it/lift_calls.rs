@@ -1,5 +1,7 @@
-//! Lifting calls into shared runs changes no row: random queries with the rules, with lifting off, and with the functions
-//! alone; and the model runs no row twice, and none that the query did not need.
+//! Lifting calls into shared runs changes no row.
+//!
+//! Random queries run with the rules, with lifting off, and with the functions alone. The model runs no row twice, and no row
+//! that the query does not need.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -236,7 +238,7 @@ fn lifting_changes_no_row() {
     assert!(failed.get() * 10 < ran.get(), "{} of {} queries fail in every session", failed.get(), ran.get());
 }
 
-/// Rows of `t` that the conditions which need no model let through: all, and those that have their features.
+/// Counts the rows of `t` that pass the conditions without a model: all, and those with their features.
 async fn needed(session: &SessionContext, filter: &str) -> (u64, u64) {
     let sql = format!("SELECT count(*), count(CASE WHEN a + b + c IS NOT NULL THEN 1 END) FROM t{filter}");
     let batches = session.sql(&sql).await.unwrap().collect().await.unwrap();

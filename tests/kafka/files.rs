@@ -141,8 +141,9 @@ fn left_overs(broker: &Broker) {
     assert_eq!(files(&place.path("out")), expected);
 }
 
-/// Manifests as they are documented, of two instances: those of the last ten thousand, and a few before, are all that a start
-/// looks at, and it removes what the last run of its instance had left.
+/// Manifests of two instances, in the documented format.
+///
+/// A start reads the last ten thousand and a few before them. It removes what the last run of its instance left.
 fn many_manifests(broker: &Broker) {
     let from = topic(broker, "numbers", 1);
     let place = Place::new();

@@ -1,4 +1,4 @@
-//! Records that are malformed, or that a query cannot compute.
+//! Malformed records, and records that make the query fail.
 
 use rdkafka::Message;
 use xtask::kafka::Broker;
@@ -73,7 +73,7 @@ fn malformed_goes_to_dead_letters(broker: &Broker) {
     assert_eq!(kept["aefusion.reason"], "the JSON object is incomplete");
 }
 
-/// Records that are well formed, and that the query cannot compute.
+/// Well-formed records that make the query fail.
 fn poison_goes_to_dead_letters(broker: &Broker) {
     let (from, to, dead) = (topic(broker, "texts", 1), topic(broker, "copy", 1), topic(broker, "dead", 1));
     let text = |i: usize| if i % 1_000 == 7 { "x".to_owned() } else { i.to_string() };
