@@ -1,7 +1,7 @@
 //! Trains autoencoders with SQL, in any DataFusion session: the trainer behind `CREATE MODEL … AS SELECT`.
 //!
-//! A training reads the rows of a query, fits a dense network to them on the CPU, and calibrates it on rows that were set
-//! aside. Its result is one ONNX file, which holds the preprocessing and the network. `aefusion-udfs` stores that file as
+//! A training reads the rows of a query and fits a dense network to most of them on the CPU. It calibrates the network on
+//! the others. Its result is one ONNX file, which holds the preprocessing and the network. `aefusion-udfs` stores that file as
 //! a model, and the functions `ae_error`, `ae_encode` and others run it.
 //!
 //! To train in your own application, add the functions and the trainer to its session:

@@ -163,8 +163,8 @@ fn dataset(rows: &[f32], width: usize) -> Dataset {
     writer.finish().unwrap()
 }
 
-/// Fits one weight and one bias to reconstruct the number 1, by the absolute error. As long as the output is below 1, the
-/// gradient of both is exactly -1: an epoch of one batch raises each by the learning rate.
+/// Fits one weight and one bias to reconstruct the number 1, by the absolute error. While the output is below 1, both
+/// gradients are exactly -1. An epoch of one batch then raises each parameter by the learning rate.
 fn fit_from_below(weight: f32, options: &FitOptions) -> (Vec<aefusion_udfs::model::metadata::Epoch>, Network) {
     let layer = Layer { inputs: 1, outputs: 1, activation: Activation::Linear };
     let mut network = Network::of(vec![layer], vec![weight, 0.0]).unwrap();
@@ -178,7 +178,8 @@ fn fit_from_below(weight: f32, options: &FitOptions) -> (Vec<aefusion_udfs::mode
 #[test]
 fn learning_rates_are_those_of_the_schedulers_of_pytorch() {
     let Schedules { linear, cosine } = reference().schedules;
-    for (schedule, expected) in [(Schedule::Linear, linear), (Schedule::Cosine, cosine), (Schedule::Constant, vec![0.01; 10])]
+    for (schedule, expected) in
+        [(Schedule::Linear, linear), (Schedule::Cosine, cosine), (Schedule::Constant, vec![0.01; 10])]
     {
         let options =
             FitOptions { learn_rate: 0.01, schedule, max_iterations: expected.len(), ..options(OptimizerKind::Sgd) };
@@ -263,7 +264,7 @@ fn dropout_drops_its_share_and_scales_the_others() {
         pass.run(&network, &objective, &rows_, &indices, rows, &mut generator(5, &[]));
         // kept units of each row: the output is their number, divided by the share that is kept
         let kept: Vec<f32> = pass.output().iter().map(|output| output * (1.0 - share)).collect();
-        assert!(kept.iter().all(|kept| (kept - kept.round()).abs() < 1e-3), "units are dropped as a whole");
+        assert!(kept.iter().all(|kept| (kept - kept.round()).abs() < 1e-3), "each unit is kept or dropped");
         let n = f64::from(to_f32((rows * units) as f64));
         let mean = kept.iter().map(|kept| f64::from(*kept)).sum::<f64>() / n;
         let expected = 1.0 - f64::from(share);
@@ -309,7 +310,10 @@ fn columns_are_scaled_as_numpy_scales_them() {
                     None => assert!(found.is_nan(), "{scaling:?}, row {i}: {row:?}"),
                     // single precision, of numbers up to 30 deviations from zero
                     Some(expected) => {
-                        assert!((f64::from(*found) - expected).abs() < 1e-5, "{scaling:?}, row {i}: {found}, not {expected}");
+                        assert!(
+                            (f64::from(*found) - expected).abs() < 1e-5,
+                            "{scaling:?}, row {i}: {found}, not {expected}"
+                        );
                     }
                 }
             }

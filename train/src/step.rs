@@ -145,8 +145,8 @@ impl<'a> Fitting<'a> {
     }
 }
 
-/// The number of shards of a batch. It depends on the batch and the network alone, never on the number of threads, and
-/// each shard is large enough to be worth a thread.
+/// The number of shards of a batch. It depends on the batch and the network alone, never on the number of threads. Each
+/// shard is large enough to be worth a thread.
 fn shards(rows: usize, parameters: usize) -> usize {
     const WORTH: usize = 2_000_000;
     const LEAST_ROWS: usize = 128;
@@ -191,7 +191,7 @@ mod tests {
         let widths = [20, 256, 64, 256, 20];
         let parameters: usize = widths.windows(2).map(|pair| (pair[0] + 1) * pair[1]).sum();
         assert_eq!(shards(2048, parameters), 16);
-        assert!(parameters > CHUNK && parameters > crate::optimizer::CHUNK, "{parameters} parameters");
+        assert!(parameters > CHUNK.max(crate::optimizer::CHUNK), "{parameters} parameters");
         let held_out_rows = 600;
         assert!(held_out_rows > BLOCK_ROWS);
     }

@@ -171,7 +171,7 @@ impl Training {
         finished.file(&self.name, &self.limits)
     }
 
-    /// Sets the options that depend on the number of training rows, and those that the base model decides.
+    /// Sets the options that depend on the number of training rows or on the base model.
     fn settle(&mut self, rows: usize) {
         let config = &mut self.config;
         config.fit.batch_size = config.batch_size.unwrap_or_else(|| defaults::batch_size(rows));

@@ -17,7 +17,7 @@ const PARITY: f64 = 1e-5;
 /// Largest difference of any one number.
 const PARITY_OF_ONE: f64 = 1e-3;
 
-/// Checks that ONNX Runtime computes from the file what the networks compute, on the parity rows of `parts` and on the
+/// Checks that ONNX Runtime computes from the file what the networks compute. It uses the parity rows of `parts` and the
 /// first batch of calibration rows. `columns` are the features' columns in these batches.
 ///
 /// # Errors

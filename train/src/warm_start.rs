@@ -71,8 +71,8 @@ impl Stored {
     }
 }
 
-/// Options that a warm start does not inherit: those of the network, those that name the model to start from, and those
-/// that depend on the number of rows.
+/// Options that a warm start does not inherit. They belong to the network, name the model to start from, or depend on the
+/// number of rows.
 const NOT_INHERITED: [&str; 6] =
     ["model_type", "base_model", "head_units", "warm_start", "batch_size", "max_iterations"];
 
