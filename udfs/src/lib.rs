@@ -24,12 +24,12 @@
 //! | statements (`CREATE MODEL` …) | [`sql`] |
 //! | one run of a model for all calls of a query | [`infer`] |
 //! | settings (`SET ae.…`) | [`config`] |
-//! | columns as a model reads them | [`columns`] |
 //! | options whose values have names | [`choice`] |
 
 mod bind;
 mod blocking;
 pub mod choice;
+#[doc(hidden)]
 pub mod columns;
 pub mod config;
 mod functions;

@@ -16,6 +16,7 @@ use crate::model::store::ModelRef;
 
 pub(crate) use factory::OnnxFunctions;
 pub use handler::execute;
+#[doc(hidden)]
 pub use handler::explain;
 pub use options::{OptionValue, Options};
 pub use parser::parse;
