@@ -277,7 +277,7 @@ fn a_missing_or_old_runtime_is_one_clear_error() {
     assert!(old.contains("1.10.0") && old.contains("cargo xtask setup"), "{old}");
 }
 
-/// A library that says that it is ONNX Runtime 1.10.0.
+/// A library that reports version 1.10.0 of ONNX Runtime.
 fn old_library(folder: &Path) -> std::path::PathBuf {
     let source = "
         struct base { const void *(*api)(unsigned); const char *(*version)(void); };
@@ -381,15 +381,17 @@ fn a_second_interrupt_ends_the_program() {
     assert_eq!(n_models(store.path()), "exit code 0\n--- out\nmodels\n0\n--- err\n");
 }
 
-/// After the first interrupt, the program waits ten seconds for the thread that reads the file.
+/// A thread that opens a pipe waits until another program writes to it. After the first interrupt, the program waits ten
+/// seconds for this thread.
 fn a_second_interrupt_does_not_wait_for_a_file() {
     let folder = tempfile::tempdir().unwrap();
-    let pipe = folder.path().join("model.onnx");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let create = format!("CREATE MODEL m OPTIONS (model_path = '{}')", pipe.display());
+    let (encoder, decoder) = (folder.path().join("encoder.onnx"), folder.path().join("decoder.onnx"));
+    assert!(Command::new("mkfifo").args([&encoder, &decoder]).status().unwrap().success());
+    let options = format!("encoder_path = '{}', decoder_path = '{}'", encoder.display(), decoder.display());
+    let create = format!("CREATE MODEL m OPTIONS ({options})");
     let mut program = Running::watch_err(aefusion().args(["sql", "--models", "memory:///", "-c", &create]));
-    // waits until the program reads the pipe, which then gives nothing
-    let writer = std::fs::File::options().write(true).open(&pipe).unwrap();
+    // waits until the program has opened the first pipe; nothing ever writes to the second
+    drop(std::fs::File::options().write(true).open(&encoder).unwrap());
     program.signal(Signal::SIGINT);
     program.prints("interrupted");
     let interrupted = Instant::now();
@@ -397,7 +399,6 @@ fn a_second_interrupt_does_not_wait_for_a_file() {
     let ended = program.end();
     assert_eq!((ended.code, ended.watched.as_str()), (Some(130), "interrupted\n"));
     assert!(interrupted.elapsed() < Duration::from_secs(5), "{:?}", interrupted.elapsed());
-    drop(writer);
 }
 
 fn a_report_is_one_page_that_needs_no_network() {
