@@ -41,22 +41,23 @@ use libtest_mimic::Arguments;
 fn main() -> ExitCode {
     std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
     let arguments = Arguments::from_args();
+    // those that take longest begin first
     let modules = [
-        harness::trials("cli", cli::TESTS),
-        harness::trials("determinism", determinism::TESTS),
-        harness::trials("docs", docs::TESTS),
-        harness::trials("execution", execution::TESTS),
-        harness::trials("hostile", hostile::TESTS),
         harness::trials("lift_calls", lift_calls::TESTS),
-        harness::trials("plans", plans::TESTS),
+        harness::trials("execution", execution::TESTS),
+        harness::trials("determinism", determinism::TESTS),
         harness::trials("publishing", publishing::TESTS),
         harness::trials("training", training::TESTS),
+        harness::trials("cli", cli::TESTS),
+        harness::trials("docs", docs::TESTS),
+        harness::trials("hostile", hostile::TESTS),
+        harness::trials("plans", plans::TESTS),
+        #[cfg(feature = "kafka")]
+        harness::trials("refused", refused::TESTS),
         harness::trials("wire", wire::TESTS),
         docs::trials(),
         interop::trials(),
         slt::trials(),
-        #[cfg(feature = "kafka")]
-        harness::trials("refused", refused::TESTS),
     ];
     libtest_mimic::run(&arguments, modules.into_iter().flatten().collect()).exit_code()
 }

@@ -15,10 +15,10 @@ crate::harness::tests! {
     fn two_publishers_get_versions_of_their_own,
 }
 
-/// A file of 8 MB, whose writing takes a while.
+/// A file of 2.5 MB, whose writing takes a while.
 fn large_model(folder: &Path) -> PathBuf {
     let file = folder.join("large.onnx");
-    std::fs::write(&file, RandomModel::new([500, 2_000, 30], "Relu", [3; 32]).onnx()).unwrap();
+    std::fs::write(&file, RandomModel::new([500, 600, 30], "Relu", [3; 32]).onnx()).unwrap();
     file
 }
 
@@ -71,7 +71,7 @@ fn clear_unfinished(store: &Path) {
 }
 
 fn a_killed_publication_leaves_a_whole_version_or_none() {
-    const KILLS: usize = 24;
+    const KILLS: usize = 16;
     let folder = tempfile::tempdir().unwrap();
     let (file, store) = (large_model(folder.path()), folder.path().join("models"));
     assert!(publish(&store, &file, 1).status().unwrap().success());
@@ -82,9 +82,9 @@ fn a_killed_publication_leaves_a_whole_version_or_none() {
         let mut program = publish(&store, &file, 1).spawn().unwrap();
         // up to the moment at which the file is being written, and a random while more
         while !is_writing(&store) && program.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(Duration::from_micros(50));
         }
-        let (begun, wait) = (Instant::now(), Duration::from_micros(u64::from(random.next_u32() % 8_000)));
+        let (begun, wait) = (Instant::now(), Duration::from_micros(u64::from(random.next_u32() % 3_000)));
         while begun.elapsed() < wait && kill % 4 > 0 {
             std::hint::spin_loop();
         }
@@ -104,7 +104,7 @@ fn a_killed_publication_leaves_a_whole_version_or_none() {
 }
 
 fn two_publishers_get_versions_of_their_own() {
-    const EACH: usize = 8;
+    const EACH: usize = 5;
     let folder = tempfile::tempdir().unwrap();
     let (file, store) = (large_model(folder.path()), folder.path().join("models"));
     let mut programs = [publish(&store, &file, EACH).spawn().unwrap(), publish(&store, &file, EACH).spawn().unwrap()];
