@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
     session.register_batch("readings", normal_readings()?)?;
     session.register_batch("today", today()?)?;
 
-    // linear layers are computed in one epoch, and give the same numbers on every machine
+    // linear layers are computed in one epoch; another processor can change the last digits
     let train = "CREATE MODEL motor OPTIONS (hidden_units = [1], activation_fn = 'linear') \
                  AS SELECT rpm, current, vibration FROM readings";
     session.ae_sql(train).await?.collect().await?;
