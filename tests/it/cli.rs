@@ -303,10 +303,15 @@ fn doctor_shows_what_is_in_use() {
 }
 
 fn a_sort_beyond_the_memory_limit_spills_or_fails_by_name() {
-    let query =
-        "SELECT count(*) AS n FROM (SELECT value FROM generate_series(1, 2000000) ORDER BY value % 1000, value DESC)";
-    let found = sql(&["--memory-limit", "100MB", "--format", "csv", "-c", query]);
-    assert!(found.contains("n\n2000000\n"), "{found}");
+    let sort = "EXPLAIN ANALYZE SELECT value, repeat('x', 50) AS text FROM generate_series(1, 2000000)
+                ORDER BY value % 1000, value DESC";
+    let one = "SET datafusion.execution.target_partitions = 1";
+    let found = sql(&["--memory-limit", "60MB", "--format", "csv", "-c", one, "-c", sort]);
+    // 2,000,000 rows of 59 bytes do not fit
+    let spilled = found.split_once("spill_count=").unwrap_or_else(|| panic!("{found}")).1;
+    assert!(!spilled.starts_with("0,") && found.contains("spilled_rows=2.00 M"), "{found}");
+    let roomy = sql(&["--memory-limit", "1GB", "--format", "csv", "-c", one, "-c", sort]);
+    assert!(roomy.contains("spill_count=0,"), "{roomy}");
     let grouped =
         "SELECT count(*) FROM (SELECT value, array_agg(value) FROM generate_series(1, 3000000) GROUP BY value)";
     let failed = sql(&["--memory-limit", "1MB", "-c", grouped]);

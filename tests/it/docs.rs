@@ -1,4 +1,4 @@
-//! README.md and the pages of `docs/`: their blocks run in order, in one session a page, and print what the page says.
+//! README.md, the pages of `docs/` and others for readers: their blocks run in order, in one session a page, and print what the page says.
 //!
 //! | block | what is checked |
 //! | --- | --- |
@@ -61,7 +61,9 @@ fn pages() -> Vec<PathBuf> {
         let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
     };
-    let mut pages = [vec![PathBuf::from("README.md")], folder("docs"), folder("docs/sql")].concat();
+    let others =
+        ["README.md", "CONTRIBUTING.md", "benches/README.md", "examples/README.md", "examples/embedded/README.md"];
+    let mut pages = [others.map(PathBuf::from).to_vec(), folder("docs"), folder("docs/sql")].concat();
     pages.sort();
     pages
 }

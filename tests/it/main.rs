@@ -22,6 +22,8 @@ mod random_model;
 mod cli;
 mod determinism;
 mod docs;
+#[cfg(feature = "kafka")]
+mod embedding;
 mod execution;
 mod hostile;
 mod interop;
@@ -31,6 +33,7 @@ mod publishing;
 #[cfg(feature = "kafka")]
 mod refused;
 mod slt;
+mod trainer;
 mod training;
 mod wire;
 
@@ -48,6 +51,9 @@ fn main() -> ExitCode {
         harness::trials("determinism", determinism::TESTS),
         harness::trials("publishing", publishing::TESTS),
         harness::trials("training", training::TESTS),
+        harness::trials("trainer", trainer::TESTS),
+        #[cfg(feature = "kafka")]
+        harness::trials("embedding", embedding::TESTS),
         harness::trials("cli", cli::TESTS),
         harness::trials("docs", docs::TESTS),
         harness::trials("hostile", hostile::TESTS),
