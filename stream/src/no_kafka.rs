@@ -22,3 +22,20 @@ impl TableProviderFactory for KafkaTables {
         )
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test")]
+mod tests {
+    use datafusion::execution::SessionStateBuilder;
+    use datafusion::prelude::SessionContext;
+
+    use crate::SessionStateBuilderExt;
+
+    #[tokio::test]
+    async fn topics_are_refused() {
+        let state = SessionStateBuilder::new().with_default_features().with_pipelines().build();
+        let table = "CREATE EXTERNAL TABLE t (a INT) STORED AS KAFKA LOCATION 'kafka://127.0.0.1:1/t'";
+        let error = SessionContext::new_with_state(state).sql(table).await.unwrap_err().to_string();
+        assert!(error.contains("build it with the cargo feature kafka"), "{error}");
+    }
+}
