@@ -1,5 +1,6 @@
 //! Builds the session of every subcommand.
 
+mod faults;
 mod files;
 mod mapped;
 mod stores;
@@ -89,6 +90,7 @@ impl Session {
         let mut config = SessionConfig::from_env()?.with_information_schema(true);
         config.options_mut().explain.format = datafusion::common::format::ExplainFormat::Indent;
         bound_writers(&mut config)?;
+        faults::switch_off(&mut config)?;
         let mut runtime = RuntimeEnvBuilder::new()
             .with_object_store_registry(Arc::new(stores::LazyStores::try_new(options.map_files)?));
         if let Some(bytes) = options.memory_limit {
@@ -102,6 +104,8 @@ impl Session {
             .with_autoencoders(models.clone())
             .with_trainer(Arc::clone(&options.watch))
             .with_pipelines()
+            .with_analyzer_rule(Arc::new(faults::AvoidFaults::default()))
+            .with_physical_optimizer_rules(faults::physical_optimizer_rules())
             .build();
         let tables = Arc::new(files::FileTables::default());
         let catalogs = DynamicFileCatalog::new(Arc::clone(state.catalog_list()), Arc::clone(&tables) as _);

@@ -20,7 +20,7 @@ use datafusion::physical_plan::execution_plan::{
     CardinalityEffect, ChildrenPropertiesMode, PlanProperties, ReplaceChildrenOptions,
 };
 use datafusion::physical_plan::filter_pushdown::{
-    ChildPushdownResult, FilterDescription, FilterPushdownPhase, FilterPushdownPropagation,
+    ChildFilterDescription, ChildPushdownResult, FilterDescription, FilterPushdownPhase, FilterPushdownPropagation,
 };
 use datafusion::physical_plan::metrics::{
     BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, RecordOutput, Time,
@@ -226,13 +226,21 @@ impl ExecutionPlan for InferExec {
     }
 
     /// Passes on filters over columns of the input.
+    ///
+    /// DataFusion 55.2 finds the columns below by name, the first one of each name (apache/datafusion#25259). Over a
+    /// join of `l.k` and `r.k`, a filter on `r.k` would become one on `l.k`. Filters on later columns of a name stay
+    /// above.
     fn gather_filters_for_pushdown(
         &self,
         _: FilterPushdownPhase,
         parent_filters: Vec<Arc<dyn PhysicalExpr>>,
         _: &ConfigOptions,
     ) -> Result<FilterDescription> {
-        FilterDescription::from_children(parent_filters, &self.children())
+        let below = self.input.schema();
+        let is_first = |index: &usize| below.index_of(below.field(*index).name()).is_ok_and(|first| first == *index);
+        let allowed = (0..below.fields().len()).filter(is_first).collect();
+        let child = ChildFilterDescription::from_child_with_allowed_indices(&parent_filters, allowed, &self.input)?;
+        Ok(FilterDescription::new().with_child(child))
     }
 
     fn handle_child_pushdown_result(
