@@ -3,6 +3,7 @@
 //! The model `m` takes `a` and `b`; `n` is the same file under another name.
 
 use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::infer::models_of;
 use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::{Feature, Metadata};
 use aefusion_udfs::model::store::ModelStore;
@@ -34,6 +35,7 @@ crate::harness::tests! {
     fn a_branch_shares_the_run_of_what_is_lifted,
     fn volatile_and_constant_features_stay,
     fn a_side_of_an_outer_join_that_may_be_null_is_not_shared,
+    async a_statement_uses_one_version_of_a_model,
 }
 
 async fn session() -> SessionContext {
@@ -407,4 +409,31 @@ fn a_side_of_an_outer_join_that_may_be_null_is_not_shared() {
                 Infer: model=m@1, features=[a, b], outputs=[error]
                   TableScan: u projection=[id, a, b]
     ");
+}
+
+/// Versions are published while statements of many calls are planned.
+async fn a_statement_uses_one_version_of_a_model() {
+    let models = Models::new(ModelStore::in_memory());
+    let options = Metadata { features: Some(vec![Feature::named("a"), Feature::named("b")]), ..Metadata::default() };
+    let file = std::fs::read("tests/models/mean.onnx").unwrap();
+    models.register_bytes("m", file.clone(), options.clone()).unwrap();
+    let builder = SessionStateBuilder::new().with_default_features().with_autoencoders(models.clone());
+    let session = SessionContext::new_with_state(builder.build());
+    session.sql("CREATE TABLE t (a FLOAT, b FLOAT)").await.unwrap().collect().await.unwrap();
+    let calls: Vec<String> = (0..40).map(|i| format!("ae_error('m', a, b + {i}), ae_error(a, b - {i})")).collect();
+    let sql = format!("SELECT {} FROM t", calls.join(", "));
+    let publisher = std::thread::spawn(move || {
+        for _ in 0..60 {
+            models.register_bytes("m", file.clone(), options.clone()).unwrap();
+        }
+    });
+    let mut planned = 0;
+    while !publisher.is_finished() {
+        let plan = session.sql(&sql).await.unwrap().into_optimized_plan().unwrap();
+        let versions: Vec<u64> = models_of(&plan).unwrap().iter().map(|model| model.version()).collect();
+        assert_eq!(versions.len(), 1, "{versions:?}");
+        planned += 1;
+    }
+    publisher.join().unwrap();
+    assert!(planned > 0);
 }

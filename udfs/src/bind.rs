@@ -1,19 +1,22 @@
 //! The analyzer rule that binds each call to its model and, if it has no features, to columns.
 
-use std::collections::HashSet;
+mod order_by;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, plan_err};
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
-use datafusion::logical_expr::expr::{ScalarFunction, Sort};
+use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::utils::merge_schema;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::AnalyzerRule;
 use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 
-use crate::functions::{ModelFunction, model_argument};
+use crate::functions::{Bound, ModelFunction, model_argument};
 use crate::keep_names::keep_names;
 use crate::model::Model;
 use crate::suggest;
@@ -25,7 +28,8 @@ use crate::suggest;
 ///   TableScan: t                          =>     TableScan: t
 /// ```
 ///
-/// A bound plan keeps its files: later versions of a name do not change it.
+/// All calls of a statement that name a model use the same version. A bound plan keeps its files: later versions of a
+/// name do not change it.
 #[derive(Debug, Default)]
 pub struct BindModels;
 
@@ -33,18 +37,17 @@ impl AnalyzerRule for BindModels {
     fn analyze(&self, plan: LogicalPlan, config: &ConfigOptions) -> Result<LogicalPlan> {
         let mut has_calls = false;
         plan.apply_with_subqueries(|plan| {
-            has_calls |=
-                plan.expressions().iter().any(|expr| expr.exists(|expr| Ok(unbound(expr).is_some())).unwrap_or(true));
+            has_calls |= plan.expressions().iter().any(has_unbound);
             Ok(if has_calls { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
         })?;
         if !has_calls {
             return Ok(plan);
         }
         // both sides of a join by USING are in scope, and are equal
-        let using = plan.using_columns()?;
+        let statement = Statement { using: plan.using_columns()?, models: RefCell::default() };
         // every node recomputes its schema, because types and names below may have changed
         let bound = plan
-            .transform_up_with_subqueries(|plan| bind_node(plan, &using)?.map_data(LogicalPlan::recompute_schema))?
+            .transform_up_with_subqueries(|plan| statement.bind(plan)?.map_data(LogicalPlan::recompute_schema))?
             .data;
         // so may the types above: `ae_reconstruct('m')['a'] - b` had the type of the column in the model
         TypeCoercion::new().analyze(bound, config)
@@ -55,75 +58,73 @@ impl AnalyzerRule for BindModels {
     }
 }
 
+/// Whether an expression contains a call that is not bound.
+fn has_unbound(expr: &Expr) -> bool {
+    expr.exists(|expr| Ok(unbound(expr).is_some())).unwrap_or(true)
+}
+
 fn unbound(expr: &Expr) -> Option<(&ScalarFunction, &ModelFunction)> {
     let Expr::ScalarFunction(call) = expr else { return None };
     let function = call.func.inner().downcast_ref::<ModelFunction>()?;
-    (!function.is_pinned()).then_some((call, function))
+    function.bound().is_none().then_some((call, function))
 }
 
-fn bind_node(plan: LogicalPlan, using: &[HashSet<Column>]) -> Result<Transformed<LogicalPlan>> {
-    let schema = match plan.inputs().as_slice() {
-        [] => plan.schema().as_ref().clone(),
-        inputs => merge_schema(inputs),
-    };
-    let scope = Scope { schema: &schema, using };
-    if let LogicalPlan::Sort(sort) = &plan
-        && let LogicalPlan::Projection(projection) = sort.input.as_ref()
-        && let Some(plan) = sort_below(sort, projection, &scope, using)?
-    {
-        return Ok(Transformed::yes(plan));
+/// The name of the model in a call that is not bound.
+fn reference(call: &ScalarFunction) -> Option<&str> {
+    match call.args.first() {
+        Some(Expr::Literal(value, _)) => model_argument(Some(value)),
+        _ => None,
     }
-    let original = plan.clone();
-    plan.map_expressions(|expr| match expr.exists(|expr| Ok(unbound(expr).is_some()))? {
-        true => keep_names(&original, expr, &mut |expr| Ok(scope.bind(expr)?.data)).map(Transformed::yes),
-        false => Ok(Transformed::no(expr)),
-    })
 }
 
-/// Sorts by a call whose features are not selected, as in `SELECT id FROM t ORDER BY ae_error('m')`. The result of the
-/// call becomes a column for the sort:
-///
-/// ```text
-/// Sort: ae_error('m')                 Projection: id
-///   Projection: id               =>     Sort: __ae_sort_0
-///     TableScan: t                        Projection: id, ae_error('m', t.a, t.b) AS __ae_sort_0
-///                                           TableScan: t
-/// ```
-fn sort_below(
-    sort: &datafusion::logical_expr::Sort,
-    projection: &datafusion::logical_expr::Projection,
-    scope: &Scope<'_>,
-    using: &[HashSet<Column>],
-) -> Result<Option<LogicalPlan>> {
-    let needs_more = |sort: &Sort| scope.bind(sort.expr.clone()).is_err();
-    if !sort.expr.iter().any(needs_more) {
-        return Ok(None);
-    }
-    let below = Scope { schema: projection.input.schema(), using };
-    let mut columns = projection.expr.clone();
-    let mut keys = Vec::new();
-    for (index, key) in sort.expr.iter().enumerate() {
-        if !needs_more(key) {
-            keys.push(key.clone());
-            continue;
+/// A statement whose calls are bound.
+struct Statement {
+    using: Vec<HashSet<Column>>,
+    /// The model of each name. A version that is published in between does not count.
+    models: RefCell<HashMap<String, Arc<Model>>>,
+}
+
+impl Statement {
+    fn bind(&self, plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+        if let LogicalPlan::Sort(sort) = &plan
+            && let LogicalPlan::Projection(projection) = sort.input.as_ref()
+            && let Some(plan) = order_by::bind(self, sort, projection)?
+        {
+            return Ok(Transformed::yes(plan));
         }
-        let name = format!("__ae_sort_{index}");
-        columns.push(below.bind(key.expr.clone())?.data.alias(&name));
-        keys.push(Sort { expr: Expr::Column(Column::new_unqualified(name)), ..key.clone() });
+        let schema = match plan.inputs().as_slice() {
+            [] => plan.schema().as_ref().clone(),
+            inputs => merge_schema(inputs),
+        };
+        let scope = Scope { schema: &schema, statement: self };
+        let original = plan.clone();
+        plan.map_expressions(|expr| match has_unbound(&expr) {
+            true => keep_names(&original, expr, &mut |expr| Ok(scope.bind(expr)?.data)).map(Transformed::yes),
+            false => Ok(Transformed::no(expr)),
+        })
     }
-    let selected = projection.schema.columns().into_iter().map(Expr::Column);
-    LogicalPlanBuilder::from(Arc::clone(&projection.input))
-        .project(columns)?
-        .sort_with_limit(keys, sort.fetch)?
-        .project(selected)?
-        .build()
-        .map(Some)
+
+    /// The model of a call.
+    fn model(&self, function: &ModelFunction, reference: Option<&str>) -> Result<Arc<Model>> {
+        let name = reference.or(function.default_model()).unwrap_or_default();
+        if let Some(model) = self.models.borrow().get(name) {
+            return Ok(Arc::clone(model));
+        }
+        let mut model = function.model(reference)?;
+        let mut models = self.models.borrow_mut();
+        if !name.contains('@') {
+            // a call without a name and one with the name of the only model agree
+            model = Arc::clone(models.entry(model.name().to_owned()).or_insert(model));
+        }
+        models.insert(name.to_owned(), Arc::clone(&model));
+        Ok(model)
+    }
 }
 
 /// The columns that a call can bind its features to.
 struct Scope<'a> {
     schema: &'a DFSchema,
-    using: &'a [HashSet<Column>],
+    statement: &'a Statement,
 }
 
 impl Scope<'_> {
@@ -135,16 +136,14 @@ impl Scope<'_> {
     }
 
     fn bind_call(&self, call: &ScalarFunction, function: &ModelFunction) -> Result<Expr> {
-        let reference = match call.args.first() {
-            Some(Expr::Literal(value, _)) => model_argument(Some(value)),
-            _ => None,
-        };
-        let (pinned, model) = function.pin(reference)?;
+        let reference = reference(call);
+        let model = self.statement.model(function, reference)?;
         let mut args = call.args.clone();
-        if args.len() == usize::from(reference.is_some()) && function.function().binds_by_name() {
+        if is_by_name(call, function) {
             args.extend(self.columns(&model).map_err(|e| function.explain(reference, e))?);
         }
-        Ok(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(pinned.into_udf()), args)))
+        let bound = function.bind(Bound { model, is_named: reference.is_some() });
+        Ok(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(bound.into_udf()), args)))
     }
 
     fn columns(&self, model: &Model) -> Result<Vec<Expr>> {
@@ -184,7 +183,7 @@ impl Scope<'_> {
             [] => Ok(None),
             [first, rest @ ..] => {
                 let is_same = |using: &HashSet<Column>| columns.iter().all(|column| using.contains(column));
-                if rest.is_empty() || self.using.iter().any(is_same) {
+                if rest.is_empty() || self.statement.using.iter().any(is_same) {
                     return Ok(Some(first.clone()));
                 }
                 let names: Vec<String> = columns.iter().map(Column::flat_name).collect();
@@ -192,4 +191,9 @@ impl Scope<'_> {
             }
         }
     }
+}
+
+/// Whether a call takes its features from the columns in scope.
+fn is_by_name(call: &ScalarFunction, function: &ModelFunction) -> bool {
+    call.args.len() == usize::from(reference(call).is_some()) && function.function().binds_by_name()
 }

@@ -143,14 +143,23 @@ pub(crate) fn all() -> Vec<Arc<dyn Function>> {
     ]
 }
 
-/// A function as SQL sees it: for any model, or pinned to one.
+/// What [`crate::BindModels`] decided about a call. Later changes of the arguments do not change it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Bound {
+    pub(crate) model: Arc<Model>,
+    /// Whether the first argument names the model. An optimizer rule can turn a text feature into a literal, and the
+    /// literal is still a feature.
+    pub(crate) is_named: bool,
+}
+
+/// A function as SQL sees it: for any model, or bound to one.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelFunction {
     function: Arc<dyn Function>,
     models: Models,
     options: AeOptions,
-    /// The model that the plan was made with; none before [`crate::BindModels`] ran.
-    pinned: Option<Arc<Model>>,
+    /// None before [`crate::BindModels`] ran.
+    bound: Option<Bound>,
     signature: Signature,
     aliases: Vec<String>,
 }
@@ -162,7 +171,7 @@ impl ModelFunction {
         let signature =
             Signature::one_of(vec![shown, TypeSignature::VariadicAny, TypeSignature::Nullary], Volatility::Immutable);
         let aliases = function.spec().aliases.iter().map(|alias| (*alias).to_owned()).collect();
-        Self { function, models, options, pinned: None, signature, aliases }
+        Self { function, models, options, bound: None, signature, aliases }
     }
 
     pub(crate) fn into_udf(self) -> ScalarUDF {
@@ -173,33 +182,41 @@ impl ModelFunction {
         &self.function
     }
 
-    /// The model that the plan was made with; none before [`crate::BindModels`] ran.
-    pub(crate) fn pinned(&self) -> Option<&Arc<Model>> {
-        self.pinned.as_ref()
+    /// What the call is bound to; none before [`crate::BindModels`] ran.
+    pub(crate) fn bound(&self) -> Option<&Bound> {
+        self.bound.as_ref()
     }
 
-    pub(crate) fn is_pinned(&self) -> bool {
-        self.pinned.is_some()
+    /// This function, bound.
+    pub(crate) fn bind(&self, bound: Bound) -> Self {
+        Self { bound: Some(bound), ..self.clone() }
     }
 
-    /// A function that is pinned to a model.
-    #[cfg(feature = "proto")]
-    pub(crate) fn pinned_to(function: Arc<dyn Function>, models: Models, model: Arc<Model>) -> Self {
-        Self { pinned: Some(model), ..Self::new(function, models, AeOptions::default()) }
+    /// The name of a model that a call without one uses, if the session sets it.
+    pub(crate) fn default_model(&self) -> Option<&str> {
+        Some(self.options.default_model.as_str()).filter(|name| !name.is_empty())
     }
 
-    /// This function, pinned to the model that a reference names now.
+    /// The name of the model, if the first argument is one.
+    fn reference<'a>(&self, first: Option<&'a ScalarValue>) -> Option<&'a str> {
+        match &self.bound {
+            Some(Bound { is_named: false, .. }) => None,
+            _ => model_argument(first),
+        }
+    }
+
+    /// Number of arguments before the features.
+    fn n_names(&self, reference: Option<&str>) -> usize {
+        usize::from(self.bound.as_ref().map_or(reference.is_some(), |bound| bound.is_named))
+    }
+
+    /// The bound model, or the one that a reference names now.
     ///
     /// # Errors
     /// A planning error if there is no such model.
-    pub(crate) fn pin(&self, reference: Option<&str>) -> Result<(Self, Arc<Model>)> {
-        let model = self.model(reference)?;
-        Ok((Self { pinned: Some(Arc::clone(&model)), ..self.clone() }, model))
-    }
-
-    fn model(&self, reference: Option<&str>) -> Result<Arc<Model>> {
-        match &self.pinned {
-            Some(model) => Ok(Arc::clone(model)),
+    pub(crate) fn model(&self, reference: Option<&str>) -> Result<Arc<Model>> {
+        match &self.bound {
+            Some(bound) => Ok(Arc::clone(&bound.model)),
             None => self.models.resolve(reference, &self.options).map_err(|e| self.explain(reference, e)),
         }
     }
@@ -266,7 +283,7 @@ pub(crate) fn model_argument(first: Option<&ScalarValue>) -> Option<&str> {
 impl PartialEq for ModelFunction {
     fn eq(&self, other: &Self) -> bool {
         self.function.name() == other.function.name()
-            && self.pinned == other.pinned
+            && self.bound == other.bound
             && self.options.default_model == other.options.default_model
     }
 }
@@ -276,7 +293,7 @@ impl Eq for ModelFunction {}
 impl Hash for ModelFunction {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.function.name().hash(state);
-        self.pinned.hash(state);
+        self.bound.hash(state);
     }
 }
 
@@ -296,7 +313,7 @@ impl ScalarUDFImpl for ModelFunction {
     /// `ae_error('m',a,b)`, with the model as the user wrote it.
     fn schema_name(&self, args: &[Expr]) -> Result<String> {
         let shown = args.iter().enumerate().map(|(i, arg)| match arg {
-            Expr::Literal(value, _) if i == 0 => match model_argument(Some(value)) {
+            Expr::Literal(value, _) if i == 0 => match self.reference(Some(value)) {
                 Some(name) => format!("'{name}'"),
                 None => arg.schema_name().to_string(),
             },
@@ -319,22 +336,22 @@ impl ScalarUDFImpl for ModelFunction {
         {
             return Ok(Arc::new(Field::new(self.name(), (self.function.spec().shown_type)(), true)));
         }
-        let reference = model_argument(args.scalar_arguments.first().copied().flatten());
-        let features = if reference.is_some() { &args.arg_fields[1..] } else { args.arg_fields };
+        let reference = self.reference(args.scalar_arguments.first().copied().flatten());
+        let features = &args.arg_fields[self.n_names(reference).min(args.arg_fields.len())..];
         let data_type = self.return_type_of(reference, features)?;
         Ok(Arc::new(Field::new(self.name(), data_type, true)))
     }
 
     fn simplify(&self, args: Vec<Expr>, _: &SimplifyContext) -> Result<ExprSimplifyResult> {
         let reference = match args.first() {
-            Some(Expr::Literal(value, _)) => model_argument(Some(value)),
+            Some(Expr::Literal(value, _)) => self.reference(Some(value)),
             _ => None,
         };
-        if self.is_pinned() {
+        if self.bound.is_some() {
             return Ok(ExprSimplifyResult::Original(args));
         }
-        let (pinned, _) = self.pin(reference)?;
-        let call = ScalarFunction::new_udf(Arc::new(pinned.into_udf()), args);
+        let bound = Bound { model: self.model(reference)?, is_named: reference.is_some() };
+        let call = ScalarFunction::new_udf(Arc::new(self.bind(bound).into_udf()), args);
         Ok(ExprSimplifyResult::Simplified(Expr::ScalarFunction(call)))
     }
 
@@ -345,10 +362,10 @@ impl ScalarUDFImpl for ModelFunction {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let reference = match args.args.first() {
-            Some(ColumnarValue::Scalar(value)) => model_argument(Some(value)),
+            Some(ColumnarValue::Scalar(value)) => self.reference(Some(value)),
             _ => None,
         };
-        let skip = usize::from(reference.is_some());
+        let skip = self.n_names(reference).min(args.args.len());
         let features = &args.args[skip..];
         // constant arguments: one row is enough for all
         let is_constant = features.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));

@@ -59,9 +59,9 @@ pub fn models_of(plan: &LogicalPlan) -> Result<Vec<Arc<Model>>> {
             expr.apply(|expr| {
                 if let Expr::ScalarFunction(call) = expr
                     && let Some(function) = call.func.inner().downcast_ref::<ModelFunction>()
-                    && let Some(model) = function.pinned()
+                    && let Some(bound) = function.bound()
                 {
-                    add(model);
+                    add(&bound.model);
                 }
                 Ok(TreeNodeRecursion::Continue)
             })

@@ -7,7 +7,7 @@ use datafusion::error::Result;
 use datafusion::logical_expr::expr::{AggregateFunction, ScalarFunction, WindowFunction};
 use datafusion::logical_expr::{Expr, Operator};
 
-use crate::functions::{Function, ModelFunction, model_argument};
+use crate::functions::{Function, ModelFunction};
 use crate::model::Model;
 
 /// A call in an expression that is bound to a model.
@@ -26,12 +26,9 @@ impl<'a> CallExpr<'a> {
     pub(super) fn of(expr: &'a Expr) -> Option<Self> {
         let Expr::ScalarFunction(call) = expr else { return None };
         let function = call.func.inner().downcast_ref::<ModelFunction>()?;
-        let is_named = match call.args.first() {
-            Some(Expr::Literal(value, _)) => model_argument(Some(value)).is_some(),
-            _ => false,
-        };
-        let features = &call.args[usize::from(is_named)..];
-        Some(Self { expr, function: function.function(), model: function.pinned()?, features })
+        let bound = function.bound()?;
+        let features = call.args.get(usize::from(bound.is_named)..)?;
+        Some(Self { expr, function: function.function(), model: &bound.model, features })
     }
 
     /// The reason why this call cannot be lifted from any place.

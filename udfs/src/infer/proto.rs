@@ -23,13 +23,13 @@ use super::node::Infer;
 use super::{Job, Output};
 use crate::blocking::wait;
 use crate::config::AeOptions;
-use crate::functions::{self, Function, ModelFunction};
+use crate::functions::{self, Bound, Function, ModelFunction};
 use crate::model::catalog::Models;
 use crate::model::store::{ModelName, ModelRef};
 use crate::model::{self, Model};
 
 /// First bytes of a message. Messages of other codecs do not start with them.
-const MAGIC: &[u8] = b"aefusion-infer-1:";
+const MAGIC: &[u8] = b"aefusion-infer-2:";
 
 /// A model file. The receiver finds it by name and version in its own store, and refuses another checksum.
 #[derive(Clone, PartialEq, Message)]
@@ -40,6 +40,16 @@ struct ModelMessage {
     version: u64,
     #[prost(bytes = "vec", tag = "3")]
     sha256: Vec<u8>,
+}
+
+/// A bound call.
+#[derive(Clone, PartialEq, Message)]
+struct FunctionMessage {
+    #[prost(message, optional, tag = "1")]
+    model: Option<ModelMessage>,
+    /// Whether the first argument names the model.
+    #[prost(bool, tag = "2")]
+    is_named: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -126,16 +136,16 @@ impl InferCodec {
 
     fn encode_function(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> bool {
         let function = node.inner().downcast_ref::<ModelFunction>();
-        let Some(model) = function.and_then(ModelFunction::pinned) else { return false };
-        write(&model_message(model), buf);
+        let Some(bound) = function.and_then(ModelFunction::bound) else { return false };
+        write(&FunctionMessage { model: Some(model_message(&bound.model)), is_named: bound.is_named }, buf);
         true
     }
 
     fn decode_function(&self, name: &str, buf: &[u8]) -> Result<Option<Arc<ScalarUDF>>> {
-        let Some(message) = read::<ModelMessage>(buf)? else { return Ok(None) };
-        let model = self.model(Some(&message))?;
-        let function = ModelFunction::pinned_to(function(name)?, self.models.clone(), model);
-        Ok(Some(Arc::new(function.into_udf())))
+        let Some(message) = read::<FunctionMessage>(buf)? else { return Ok(None) };
+        let bound = Bound { model: self.model(message.model.as_ref())?, is_named: message.is_named };
+        let function = ModelFunction::new(function(name)?, self.models.clone(), AeOptions::default());
+        Ok(Some(Arc::new(function.bind(bound).into_udf())))
     }
 }
 
