@@ -9,7 +9,9 @@ use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::Sort;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction, split_conjunction_owned};
-use datafusion::logical_expr::{Distinct, DistinctOn, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{
+    Distinct, DistinctOn, EmptyRelation, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder,
+};
 use datafusion::optimizer::{AnalyzerRule, ApplyOrder, OptimizerConfig, OptimizerRule};
 
 use super::PREFIX;
@@ -56,7 +58,7 @@ impl OptimizerRule for LiftCalls {
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
         match AeOptions::of(&config.options()).lift_calls {
-            true => lift(plan, Reasons::Silent)?.transform_data(drop_unread),
+            true => lift(plan, Reasons::Silent)?.transform_data(drop_unread)?.transform_data(drop_empty),
             false => Ok(Transformed::no(plan)),
         }
     }
@@ -99,17 +101,15 @@ fn lift(plan: LogicalPlan, reasons: Reasons) -> Result<Transformed<LogicalPlan>>
             has_calls |= has_call(expr);
             Ok(TreeNodeRecursion::Continue)
         })?;
-        if let Some(node) = Infer::of(plan) {
-            let ids = node.job().outputs.iter().filter_map(|output| id_of(&output.name));
-            next_id = ids.fold(next_id, |next, id| next.max(id + 1));
-        }
+        // those of nodes, and columns of tables that happen to have such names
+        let ids = plan.schema().fields().iter().filter_map(|field| id_of(field.name()));
+        next_id = ids.fold(next_id, |next, id| next.max(id.saturating_add(1)));
         Ok(TreeNodeRecursion::Continue)
     })?;
     if !has_calls {
         return Ok(Transformed::no(plan));
     }
-    let mut lifter = Lifter { next_id, reasons };
-    plan.transform_up_with_subqueries(|plan| lifter.node(plan))
+    Lifter { next_id, reasons, subqueries: HashMap::new() }.lift(plan)
 }
 
 /// The number of a node, from the name of one of its columns.
@@ -153,12 +153,40 @@ fn drop_unread(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     dropped.data.transform_up_with_subqueries(recompute)
 }
 
+/// Replaces nodes over no rows by no rows. DataFusion then removes the joins and sub-queries above.
+fn drop_empty(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    plan.transform_up_with_subqueries(|plan| match Infer::of(&plan).map(Infer::input) {
+        Some(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, .. })) => {
+            let schema = Arc::clone(plan.schema());
+            Ok(Transformed::yes(LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema })))
+        }
+        _ => Ok(Transformed::no(plan)),
+    })
+}
+
 struct Lifter {
     next_id: usize,
     reasons: Reasons,
+    /// Each sub-query with its calls lifted. Equal sub-queries stay equal: DataFusion may treat them as one column.
+    subqueries: HashMap<LogicalPlan, LogicalPlan>,
 }
 
 impl Lifter {
+    fn lift(&mut self, plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+        plan.transform_up(|plan| {
+            plan.map_subqueries(|subquery| self.subquery(subquery))?.transform_sibling(|plan| self.node(plan))
+        })
+    }
+
+    fn subquery(&mut self, plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+        if let Some(lifted) = self.subqueries.get(&plan) {
+            return Ok(Transformed::new_transformed(lifted.clone(), *lifted != plan));
+        }
+        let lifted = self.lift(plan.clone())?;
+        self.subqueries.insert(plan, lifted.data.clone());
+        Ok(lifted)
+    }
+
     /// Lifts the calls of a node, after those of its inputs.
     fn node(&mut self, plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
         if !plan.expressions().iter().any(has_call) {

@@ -11,6 +11,7 @@ use datafusion::common::{ScalarValue, plan_err};
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::context::{FunctionFactory, RegisterFunction};
+use datafusion::logical_expr::interval_arithmetic::Interval;
 use datafusion::logical_expr::{
     ColumnarValue, CreateFunction, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
@@ -175,6 +176,11 @@ impl ScalarUDFImpl for OnnxFunction {
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
         Ok(self.return_type.clone())
+    }
+
+    /// Only the type is known. Without the type, `f(…) > 1` cannot be planned as the key of a window.
+    fn evaluate_bounds(&self, _: &[&Interval]) -> Result<Interval> {
+        Interval::make_unbounded(&self.return_type)
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
