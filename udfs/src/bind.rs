@@ -12,7 +12,7 @@ use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::utils::merge_schema;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::{Expr, LogicalPlan, Prepare, Statement as SqlStatement};
 use datafusion::optimizer::AnalyzerRule;
 use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 
@@ -56,6 +56,17 @@ impl AnalyzerRule for BindModels {
     fn name(&self) -> &str {
         "bind_models"
     }
+}
+
+/// Binds the calls of PREPARE. DataFusion optimizes a prepared query without the analyzer rules, and would remove the
+/// columns that a call reads by name.
+///
+/// # Errors
+/// The errors of [`BindModels`].
+pub(crate) fn bind_prepared(plan: LogicalPlan, config: &ConfigOptions) -> Result<LogicalPlan> {
+    let LogicalPlan::Statement(SqlStatement::Prepare(Prepare { name, fields, input })) = plan else { return Ok(plan) };
+    let input = Arc::new(BindModels.analyze(Arc::unwrap_or_clone(input), config)?);
+    Ok(LogicalPlan::Statement(SqlStatement::Prepare(Prepare { name, fields, input })))
 }
 
 /// Whether an expression contains a call that is not bound.

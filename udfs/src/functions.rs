@@ -249,8 +249,8 @@ impl ModelFunction {
         let form = Form::of(fields);
         if form == Form::ByName {
             let error = plan_err!(
-                "columns are bound by name only if the session has the rule aefusion_udfs::BindModels; give the \
-                 features as arguments"
+                "columns are bound by name only if the session has the rule aefusion_udfs::BindModels, and in PREPARE \
+                 only by SessionContextExt::ae_sql; give the features as arguments"
             );
             return error.map_err(|e| self.explain(reference, e));
         }

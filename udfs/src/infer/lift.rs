@@ -10,7 +10,7 @@ use datafusion::error::Result;
 use datafusion::logical_expr::expr::Sort;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
-    Distinct, DistinctOn, EmptyRelation, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder,
+    Distinct, DistinctOn, DmlStatement, EmptyRelation, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder, WriteOp,
 };
 use datafusion::optimizer::{AnalyzerRule, ApplyOrder, OptimizerConfig, OptimizerRule};
 
@@ -94,19 +94,21 @@ impl Reasons {
 }
 
 fn lift(plan: LogicalPlan, reasons: Reasons) -> Result<Transformed<LogicalPlan>> {
-    let mut has_calls = false;
+    let (mut has_calls, mut changes_rows) = (false, false);
     let mut next_id = 1;
     plan.apply_with_subqueries(|plan| {
         plan.apply_expressions(|expr| {
             has_calls |= has_call(expr);
             Ok(TreeNodeRecursion::Continue)
         })?;
+        changes_rows |= matches!(plan, LogicalPlan::Dml(DmlStatement { op: WriteOp::Delete | WriteOp::Update, .. }));
         // those of nodes, and columns of tables that happen to have such names
         let ids = plan.schema().fields().iter().filter_map(|field| id_of(field.name()));
         next_id = ids.fold(next_id, |next, id| next.max(id.saturating_add(1)));
         Ok(TreeNodeRecursion::Continue)
     })?;
-    if !has_calls {
+    // the table that DELETE and UPDATE change evaluates their conditions itself
+    if !has_calls || changes_rows {
         return Ok(Transformed::no(plan));
     }
     Lifter { next_id, reasons, subqueries: HashMap::new() }.lift(plan)

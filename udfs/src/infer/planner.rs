@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::catalog::Session;
-use datafusion::common::internal_err;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{internal_err, plan_err};
 use datafusion::error::Result;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
+use datafusion::logical_expr::{DmlStatement, LogicalPlan, UserDefinedLogicalNode, WriteOp};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
@@ -49,8 +50,40 @@ struct InferQueryPlanner;
 #[async_trait]
 impl QueryPlanner for InferQueryPlanner {
     async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
+        check_changed_rows(plan)?;
         let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(InferPlanner)]);
         planner.create_physical_plan(plan, session).await
+    }
+}
+
+/// Refuses DELETE and UPDATE where DataFusion 55.2 would lose the condition and change every row.
+///
+/// DataFusion collects the filters of the optimized plan. A condition that is always false, or that became a join, left
+/// no filter there.
+fn check_changed_rows(plan: &LogicalPlan) -> Result<()> {
+    plan.apply(|node| {
+        if let LogicalPlan::Dml(DmlStatement { op, input, .. }) = node
+            && matches!(op, WriteOp::Delete | WriteOp::Update)
+            && !keeps_filters(input)
+        {
+            return plan_err!(
+                "{}: DataFusion 55 would change every row of the table, because the condition is always false or \
+                 contains a sub-query; use a condition over the columns of the table",
+                op.name().to_uppercase()
+            );
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(())
+}
+
+fn keeps_filters(input: &LogicalPlan) -> bool {
+    match input {
+        LogicalPlan::TableScan(scan) => scan.fetch.is_none(),
+        LogicalPlan::Filter(_) | LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) => {
+            input.inputs().into_iter().all(keeps_filters)
+        }
+        _ => false,
     }
 }
 

@@ -13,6 +13,7 @@ use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use futures::StreamExt;
 
 use super::{CreateModel, Options, Statement, TrainerHandle, TrainingJob};
+use crate::bind::bind_prepared;
 use crate::choice::Choice;
 use crate::config::AeOptions;
 use crate::model::calibration::Calibration;
@@ -47,7 +48,8 @@ const MODEL_TYPES: [&str; 3] = ["onnx", "autoencoder", "classifier"];
 pub async fn execute(session: &SessionContext, statement: Statement) -> Result<DataFrame> {
     match statement {
         Statement::DataFusion(statement) => {
-            let plan = session.state().statement_to_plan(*statement).await?;
+            let state = session.state();
+            let plan = bind_prepared(state.statement_to_plan(*statement).await?, state.config_options())?;
             session.execute_logical_plan(plan).await
         }
         statement => Handler::new(session)?.execute(statement).await,
