@@ -1,6 +1,8 @@
 //! `aefusion sql`: runs SQL statements, or starts a shell.
 
+use std::any::Any;
 use std::io::{self, IsTerminal, Read, Write};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +10,11 @@ use std::time::{Duration, Instant};
 use aefusion_udfs::sql::{Statement, execute, parse};
 use clap::Args;
 use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::internal_err;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::execute_stream;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::runtime::Runtime;
 
 use super::interrupt::Interrupts;
@@ -107,6 +110,12 @@ impl SqlArgs {
     }
 }
 
+/// The error of a statement that panicked. The shell goes on: the statement owned all that it changed.
+fn panicked(panic: Box<dyn Any + Send>) -> Result<()> {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    internal_err!("the statement panicked: {}", text.unwrap_or("no message"))
+}
+
 /// Runs statements and prints their rows.
 #[derive(Debug)]
 pub(super) struct Shell {
@@ -155,7 +164,7 @@ impl Shell {
     /// or ends the program if that was given the statements.
     async fn interruptible(&self, statement: Statement) -> Result<Outcome> {
         self.interrupts.begin();
-        let mut running = std::pin::pin!(self.statement(statement));
+        let mut running = std::pin::pin!(AssertUnwindSafe(self.statement(statement)).catch_unwind());
         loop {
             tokio::select! {
                 biased;
@@ -165,7 +174,7 @@ impl Shell {
                     }
                     self.interrupts.go_on(self.is_interactive);
                 }
-                ended = &mut running => return ended.map(|()| Outcome::Done),
+                ended = &mut running => return ended.unwrap_or_else(panicked).map(|()| Outcome::Done),
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::program::Running;
 crate::harness::tests! {
     fn statements_print_tables,
     fn an_error_ends_the_script_with_code_1,
+    fn a_panic_is_the_error_of_its_statement,
     #[cfg(target_os = "linux")]
     fn a_file_that_is_cut_short_is_an_error,
     fn rows_come_in_every_format,
@@ -130,6 +131,14 @@ fn cut_short_while_read(options: &[&str]) -> (usize, String) {
     std::fs::File::options().write(true).open(&file).unwrap().set_len(1000).unwrap();
     let ended = query.end();
     (ended.watched.lines().count() - 1, format!("exit code {:?}: {}", ended.code, ended.other))
+}
+
+/// Without its optimizer rules, DataFusion panics on LIMIT 0.
+fn a_panic_is_the_error_of_its_statement() {
+    let script = "CREATE TABLE t (id INT) AS VALUES (1); SET datafusion.optimizer.max_passes = 0; \
+                  SELECT id FROM t ORDER BY id LIMIT 0";
+    let printed = sql(&["-c", script]);
+    assert!(printed.starts_with("exit code 1\n") && printed.contains("the statement panicked: "), "{printed}");
 }
 
 #[cfg(target_os = "linux")]
