@@ -1,18 +1,32 @@
 //! Publishing is atomic: a reader sees a whole version or none, whoever is killed or publishes at the same time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::model::store::{ModelStore, Publish};
+use aefusion_udfs::sql::{SessionContextExt, Trainer, TrainerHandle, TrainingJob};
+use async_trait::async_trait;
+use datafusion::error::Result;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
+use prost::bytes::Bytes;
 
 use crate::random_model::RandomModel;
 
 crate::harness::tests! {
     fn a_killed_publication_leaves_a_whole_version_or_none,
     fn two_publishers_get_versions_of_their_own,
+    fn an_answer_shows_the_version_that_the_statement_published,
+    fn if_not_exists_succeeds_for_all_at_once,
+    fn drops_at_once_succeed_and_leave_no_folder,
+    async a_model_that_another_version_replaced_meanwhile_is_not_published,
 }
 
 /// A file of 2.5 MB, whose writing takes a while.
@@ -24,18 +38,35 @@ fn large_model(folder: &Path) -> PathBuf {
 
 fn publish(store: &Path, file: &Path, times: usize) -> Command {
     let statement = format!("CREATE OR REPLACE MODEL m OPTIONS (model_path = '{}')", file.display());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
-    command.env_remove("AEFUSION_MODELS").args(["sql", "--quiet", "--models"]).arg(store);
-    command.args(std::iter::repeat_n(["-c", &statement], times).flatten());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut command = program(store, &vec![statement.as_str(); times]);
+    command.stdout(Stdio::null());
     command
+}
+
+/// The program with statements over a store.
+fn program(store: &Path, statements: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
+    command.env_remove("AEFUSION_MODELS").args(["sql", "--quiet", "--format", "csv", "--models"]).arg(store);
+    command.args(statements.iter().flat_map(|statement| ["-c", statement]));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs the same statement in several processes at once, and returns their output. All succeed.
+fn at_once(store: &Path, statement: &str, processes: usize) -> Vec<String> {
+    let start = |_| program(store, &[statement]).spawn().unwrap();
+    let programs: Vec<_> = (0..processes).map(start).collect();
+    let output = |program: std::process::Child| {
+        let output = program.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    programs.into_iter().map(output).collect()
 }
 
 /// The lines of a query over a store, by a program that has just started.
 fn query(store: &Path, sql: &str) -> Vec<String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
-    command.env_remove("AEFUSION_MODELS").args(["sql", "--quiet", "--format", "csv", "--models"]).arg(store);
-    let output = command.args(["-c", sql]).stdin(Stdio::null()).output().unwrap();
+    let output = program(store, &[sql]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().lines().skip(1).map(str::to_owned).collect()
 }
@@ -119,4 +150,93 @@ fn two_publishers_get_versions_of_their_own() {
     let all: BTreeSet<u64> = (1..=2 * EACH as u64).collect();
     assert_eq!(whole_versions(&store), all);
     assert!(seen.is_subset(&all) && !seen.is_empty(), "{seen:?}");
+}
+
+fn an_answer_shows_the_version_that_the_statement_published() {
+    const WRITERS: u8 = 6;
+    const EACH: usize = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("models");
+    let write = |writer: u8| {
+        let file = folder.path().join(format!("{writer}.onnx"));
+        std::fs::write(&file, RandomModel::new([4, 8, 2], "Tanh", [writer; 32]).onnx()).unwrap();
+        let statement = format!("CREATE OR REPLACE MODEL m OPTIONS (model_path = '{}')", file.display());
+        program(&store, &vec![statement.as_str(); EACH]).spawn().unwrap()
+    };
+    let mut programs: Vec<_> = (0..WRITERS).map(write).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    programs[0].kill().unwrap();
+    let mut answers = BTreeMap::new();
+    for (writer, program) in programs.into_iter().enumerate() {
+        let output = program.wait_with_output().unwrap();
+        assert!(output.status.success() || writer == 0, "{}", String::from_utf8_lossy(&output.stderr));
+        // model,features,code,sha256
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let rows = lines.lines().filter_map(|line| line.strip_prefix("m@")).filter_map(|row| row.split_once(','));
+        for (version, row) in rows {
+            let sha = row.rsplit(',').next().unwrap();
+            let before = answers.insert(version.to_owned(), (writer, sha.to_owned()));
+            assert_eq!(before, None, "two statements answered version {version}");
+        }
+    }
+    assert!(answers.len() >= usize::from(WRITERS - 1) * EACH, "{answers:?}");
+    let stored = query(&store, "SELECT version, sha256 FROM ae_models()");
+    let stored: BTreeMap<&str, &str> = stored.iter().map(|row| row.split_once(',').unwrap()).collect();
+    for (version, (writer, sha)) in &answers {
+        assert_eq!(stored[version.as_str()], sha, "version {version} of writer {writer}");
+    }
+    let shas =
+        |of| answers.values().filter(move |(writer, _)| *writer == of).map(|(_, sha)| sha).collect::<BTreeSet<_>>();
+    assert!((1..usize::from(WRITERS)).all(|writer| shas(writer).len() == 1), "{answers:?}");
+}
+
+fn if_not_exists_succeeds_for_all_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("models");
+    let statement = "CREATE MODEL IF NOT EXISTS m OPTIONS (model_path = 'tests/models/mean.onnx')";
+    for answer in at_once(&store, statement, 4) {
+        assert!(answer.contains("m@1,2,1,"), "{answer}");
+    }
+    assert_eq!(query(&store, "SELECT model, version FROM ae_models()"), ["m,1"]);
+}
+
+fn drops_at_once_succeed_and_leave_no_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("models");
+    let create = "CREATE OR REPLACE MODEL m OPTIONS (model_path = 'tests/models/mean.onnx')";
+    assert!(program(&store, &[create; 3]).status().unwrap().success());
+    at_once(&store, "DROP MODEL IF EXISTS m", 3);
+    assert!(!store.join("m").exists(), "the folder of the model is gone");
+    let answer = String::from_utf8(program(&store, &[create]).output().unwrap().stdout).unwrap();
+    assert!(answer.contains("m@4,"), "the number of a dropped version is not used again: {answer}");
+}
+
+/// A trainer that takes long: another process publishes in the meantime.
+#[derive(Debug)]
+struct SlowTrainer(Models);
+
+#[async_trait]
+impl Trainer for SlowTrainer {
+    async fn train(&self, _: &SessionContext, job: TrainingJob) -> Result<Bytes> {
+        let file = Bytes::from(RandomModel::new([2, 8, 1], "Tanh", [7; 32]).onnx());
+        self.0.store().publish(&job.name, file.clone(), Publish::NextVersion).await?;
+        Ok(file)
+    }
+}
+
+async fn a_model_that_another_version_replaced_meanwhile_is_not_published() {
+    let models = Models::new(ModelStore::in_memory());
+    let config = SessionConfig::new().with_extension(Arc::new(TrainerHandle(Arc::new(SlowTrainer(models.clone())))));
+    let state = SessionStateBuilder::new().with_config(config).with_default_features().with_autoencoders(models);
+    let session = SessionContext::new_with_state(state.build());
+    session.ae_sql("CREATE MODEL m OPTIONS (model_path = 'tests/models/mean.onnx')").await.unwrap();
+    let warm = "CREATE OR REPLACE MODEL m OPTIONS (warm_start = true) AS SELECT 1.0 AS a, 2.0 AS b";
+    let error = session.ae_sql(warm).await.unwrap_err().to_string();
+    assert!(
+        error.contains("the newest version of model m is now 2, but this statement started from version 1"),
+        "{error}"
+    );
+    let cold = "CREATE OR REPLACE MODEL m AS SELECT 1.0 AS a, 2.0 AS b";
+    let published = session.ae_sql(cold).await.unwrap().to_string().await.unwrap();
+    assert!(published.contains("m@4"), "{published}");
 }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::{OnceLock, mpsc};
 
 use datafusion::common::internal_err;
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::error::{DataFusionError, Result};
 use tokio::runtime::{Builder, Runtime};
 
@@ -28,5 +29,13 @@ pub(crate) fn wait<T: Send + 'static>(future: impl Future<Output = Result<T>> + 
     match receive.recv() {
         Ok(result) => result,
         Err(_) => internal_err!("the task that reads the model store ended without a result"),
+    }
+}
+
+/// Runs work that takes long, such as a test run of a model, outside of the threads of the asynchronous runtime.
+pub(crate) async fn offload<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match SpawnedTask::spawn_blocking(work).join().await {
+        Ok(result) => result,
+        Err(error) => Err(DataFusionError::ExecutionJoin(Box::new(error))),
     }
 }

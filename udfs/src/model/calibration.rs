@@ -1,10 +1,15 @@
 //! Errors of calibration rows, which turn an error into a p-value. The model was not trained on these rows.
 
+mod errors;
+
+use std::io;
+
 use datafusion::common::exec_err;
 use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::numbers::{f64_from_usize, to_usize};
+pub(crate) use errors::Errors;
 
 /// Errors that are kept below the largest [`TAIL`], at equal distances of rank, if there are more.
 const BODY: usize = 9_000;
@@ -33,22 +38,33 @@ impl Calibration {
         if errors.is_empty() {
             return exec_err!("there are no rows to calibrate on");
         }
-        let not_finite = errors.iter().filter(|error| !error.is_finite()).count();
-        if not_finite > 0 {
-            return exec_err!(
-                "the error of {not_finite} rows to calibrate on is not a finite number; leave these rows out"
-            );
-        }
+        all_finite(errors.iter().filter(|error| !error.is_finite()).count())?;
         errors.sort_by(f64::total_cmp);
         let rows = errors.len();
+        Self::of_sorted(rows, errors.into_iter().map(Ok))
+    }
+
+    /// A calibration by errors in ascending order.
+    fn of_sorted(rows: usize, errors: impl Iterator<Item = io::Result<f64>>) -> Result<Self> {
         if rows <= BODY + TAIL {
-            return Ok(Self { rows: rows as u64, errors, at_least: Vec::new() });
+            return Ok(Self { rows: rows as u64, errors: errors.collect::<io::Result<_>>()?, at_least: Vec::new() });
         }
         // the middle of each of BODY equal shares of the ranks below the tail
         let tail = rows - TAIL;
-        let ranks = (0..BODY).map(|i| (2 * i + 1) * tail / (2 * BODY)).chain(tail..rows);
-        let kept: Vec<f64> = ranks.map(|rank| errors[rank]).collect();
-        let at_least = kept.iter().map(|error| (rows - errors.partition_point(|other| other < error)) as u64).collect();
+        let mut ranks = (0..BODY).map(|i| (2 * i + 1) * tail / (2 * BODY)).chain(tail..rows).peekable();
+        let (mut kept, mut at_least) = (Vec::with_capacity(BODY + TAIL), Vec::with_capacity(BODY + TAIL));
+        // rank of the first error that equals the current one
+        let (mut first, mut last) = (0, f64::NEG_INFINITY);
+        for (rank, error) in errors.enumerate() {
+            let error = error?;
+            if error > last {
+                (first, last) = (rank, error);
+            }
+            if ranks.next_if_eq(&rank).is_some() {
+                kept.push(error);
+                at_least.push((rows - first) as u64);
+            }
+        }
         Ok(Self { rows: rows as u64, errors: kept, at_least })
     }
 
@@ -113,6 +129,13 @@ impl Calibration {
         }
         Ok(())
     }
+}
+
+fn all_finite(others: usize) -> Result<()> {
+    if others > 0 {
+        return exec_err!("the error of {others} rows to calibrate on is not a finite number; leave these rows out");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

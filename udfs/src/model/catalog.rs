@@ -10,9 +10,9 @@ use datafusion::error::Result;
 use parking_lot::Mutex;
 
 use super::metadata::Metadata;
-use super::store::{ModelName, ModelRef, ModelStore, Publish, Stored};
+use super::store::{ModelName, ModelRef, ModelStore, Outcome, Publish, Stored};
 use super::{Limits, Model, describe};
-use crate::blocking::wait;
+use crate::blocking::{offload, wait};
 use crate::config::AeOptions;
 use crate::suggest;
 
@@ -209,9 +209,9 @@ impl Models {
         }
         let bytes = self.shared.store.get(stored, limits).await?;
         let (name, version, limits) = (stored.name.clone(), stored.version, *limits);
-        let load = move || Model::load(&name, version, bytes, &limits);
-        let model =
-            load().map_err(|e| e.context(format!("model {}@{} cannot be loaded", stored.name, stored.version)))?;
+        let model = offload(move || Model::load(&name, version, bytes, &limits))
+            .await
+            .map_err(|e| e.context(format!("model {}@{} cannot be loaded", stored.name, stored.version)))?;
         let model = Arc::new(model);
         let mut loaded = self.shared.loaded.lock();
         if loaded.len() >= MAX_LOADED {
@@ -221,15 +221,41 @@ impl Models {
         Ok(model)
     }
 
-    /// Publishes a file with metadata, after a test run, and returns its version.
+    /// Publishes a file with metadata, after a test run. Returns the outcome, and the model of the file without its
+    /// version.
     ///
     /// # Errors
-    /// A planning error if the file is refused, or the name must be new and is not. The store then stays unchanged.
-    pub(crate) async fn publish(&self, name: &ModelName, bytes: Bytes, mode: Publish, limits: &Limits) -> Result<u64> {
-        Arc::new(Model::load(name, 0, bytes.clone(), limits)?).verify()?;
-        let version = self.shared.store.publish(name, bytes, mode).await?;
+    /// A planning error if the file is refused. The store then stays unchanged.
+    pub(crate) async fn publish(
+        &self,
+        name: &ModelName,
+        bytes: Bytes,
+        mode: Publish,
+        limits: &Limits,
+    ) -> Result<(Outcome, Arc<Model>)> {
+        let (owned, file, limits) = (name.clone(), bytes.clone(), *limits);
+        let model = offload(move || {
+            let model = Arc::new(Model::load(&owned, 0, file, &limits)?);
+            model.verify()?;
+            Ok(model)
+        })
+        .await?;
+        let outcome = self.shared.store.try_publish(name, bytes, mode).await?;
         self.invalidate(name);
-        Ok(version)
+        Ok((outcome, model))
+    }
+
+    /// The newest version of a name in the session or else in the store; 0 if there is none. This asks the store, and
+    /// the next look-up of the name does too: a statement that writes must not start from an older version.
+    ///
+    /// # Errors
+    /// An execution error if the store cannot be read.
+    pub(crate) async fn newest(&self, name: &ModelName) -> Result<u64> {
+        if let Some(versions) = self.shared.session.lock().get(name) {
+            return Ok(versions.keys().next_back().copied().unwrap_or(0));
+        }
+        self.shared.looked_up.lock().retain(|reference, _| reference.name != *name);
+        Ok(self.shared.store.versions(name).await?.last().map_or(0, |stored| stored.version))
     }
 
     /// Removes a model, or one version of it, and returns the number of removed files.

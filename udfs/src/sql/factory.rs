@@ -92,7 +92,7 @@ impl OnnxFunctions {
         if let Ok(reference) = ModelRef::parse(location) {
             return self.models.find(&reference, &limits).await;
         }
-        let bytes = describe(&read(location, &limits).await?, Metadata::default(), &limits)?;
+        let bytes = describe(&read(state.runtime_env(), location, &limits).await?, Metadata::default(), &limits)?;
         let model = Arc::new(Model::load(&ModelName::new(function)?, 1, bytes, &limits)?);
         model.verify()?;
         Ok(model)

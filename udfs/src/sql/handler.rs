@@ -7,19 +7,21 @@ use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
 use datafusion::common::plan_err;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlanProperties, execute_stream};
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use futures::StreamExt;
 
-use super::{CreateModel, Options, Statement, TrainerHandle, TrainingJob};
+use super::{CreateModel, OptionValue, Options, Statement, TrainerHandle, TrainingJob};
 use crate::bind::bind_prepared;
+use crate::blocking::offload;
 use crate::choice::Choice;
 use crate::config::AeOptions;
-use crate::model::calibration::Calibration;
+use crate::model::calibration::Errors;
 use crate::model::catalog::Models;
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
-use crate::model::store::{ModelName, ModelRef, Publish, read, write_new};
+use crate::model::store::{ModelName, ModelRef, Outcome, Publish, read, write_new};
 use crate::model::{Limits, Model, Trial, describe, describe_pair, feature_names};
 use crate::suggest;
 use crate::tables::model_rows;
@@ -95,13 +97,18 @@ impl<'a> Handler<'a> {
 
     async fn create(&self, create: CreateModel) -> Result<DataFrame> {
         let name = &create.model.name;
-        let exists = self.models.names().await?.contains(name);
-        if exists && create.if_not_exists {
-            return self.published(&create.model).await;
+        let newest = self.models.newest(name).await?;
+        if newest > 0 && create.if_not_exists {
+            return self.found(&create.model).await;
         }
-        if exists && !create.or_replace {
+        if newest > 0 && !create.or_replace {
             return plan_err!("it exists already; CREATE OR REPLACE MODEL {name} … publishes its next version");
         }
+        let mode = match (create.or_replace, create.options.get("warm_start")) {
+            (false, _) => Publish::New,
+            (true, Some(OptionValue::Boolean(true))) if newest > 0 => Publish::After(newest),
+            (true, _) => Publish::NextVersion,
+        };
         let mut options = create.options;
         let model_type = match options.take_text("model_type")? {
             Some(model_type) => model_type.to_lowercase(),
@@ -126,9 +133,12 @@ impl<'a> Handler<'a> {
                 );
             }
         };
-        let mode = if create.or_replace { Publish::NextVersion } else { Publish::New };
-        self.models.publish(name, bytes, mode, &self.limits).await?;
-        self.published(&create.model).await
+        match self.models.publish(name, bytes, mode, &self.limits).await? {
+            (Outcome::Published(version), model) => self.published(version, &model),
+            // another statement published it in the meantime
+            (Outcome::Refused { .. }, _) if create.if_not_exists => self.found(&create.model).await,
+            (Outcome::Refused { newest }, _) => Err(mode.refusal(name, newest)),
+        }
     }
 
     async fn import_file(&self, name: &ModelName, mut options: Options, query: Option<Box<Query>>) -> Result<Bytes> {
@@ -141,7 +151,7 @@ impl<'a> Handler<'a> {
             None => None,
         };
         let file = match &path {
-            Some(path) => Some((path, read(path, &self.limits).await?)),
+            Some(path) => Some((path, self.read(path).await?)),
             None => None,
         };
         let rows = match (rows, &file) {
@@ -158,11 +168,15 @@ impl<'a> Handler<'a> {
         }
         let bytes = match (file, pair) {
             (Some((path, file)), (None, None)) => {
-                describe(&file, metadata, &self.limits).map_err(|e| explain(format!("'{path}'"), e))?
+                let limits = self.limits;
+                offload(move || describe(&file, metadata, &limits))
+                    .await
+                    .map_err(|e| explain(format!("'{path}'"), e))?
             }
             (None, (Some(encoder), Some(decoder))) => {
-                let (encoder, decoder) = (read(&encoder, &self.limits).await?, read(&decoder, &self.limits).await?);
-                describe_pair(&encoder, &decoder, metadata, &self.limits)?
+                let (encoder, decoder) = (self.read(&encoder).await?, self.read(&decoder).await?);
+                let limits = self.limits;
+                offload(move || describe_pair(&encoder, &decoder, metadata, &limits)).await?
             }
             _ => return plan_err!("set the option model_path, or both encoder_path and decoder_path"),
         };
@@ -175,21 +189,35 @@ impl<'a> Handler<'a> {
     /// A copy of the file with the errors of rows as its calibration. Only the user knows whether the model was trained
     /// on these rows.
     async fn calibrated(&self, name: &ModelName, bytes: Bytes, rows: DataFrame) -> Result<Bytes> {
-        let trial = Trial::load(name, bytes.clone(), &self.limits)?;
+        let (owned, file, limits) = (name.clone(), bytes.clone(), self.limits);
+        let trial = Arc::new(offload(move || Trial::load(&owned, file, &limits)).await?);
         if trial.model().contract().require_error().is_err() {
             return Ok(bytes);
         }
-        let mut errors: Vec<f64> = Vec::new();
-        let mut rows = rows.execute_stream().await?;
+        let context = Arc::new(rows.task_ctx());
+        let plan = rows.create_physical_plan().await?;
+        if plan.boundedness().is_unbounded() {
+            return plan_err!("the rows to calibrate on have no end; add a LIMIT to the query");
+        }
+        let (mut rows, mut errors) = (execute_stream(plan, context)?, Errors::default());
         while let Some(batch) = rows.next().await {
-            errors.extend(trial.errors(batch?.columns())?.iter().flatten());
+            let (trial, batch) = (Arc::clone(&trial), batch?);
+            let append = move || errors.append(trial.errors(batch.columns())?.iter().flatten()).map(|()| errors);
+            errors = offload(append).await?;
         }
-        if errors.is_empty() {
+        let calibrate = move || match errors.is_empty() {
             // the query has no rows: it only names the inputs
-            return Ok(bytes);
-        }
-        let calibration = Some(Calibration::of(errors)?);
-        describe(&bytes, Metadata { calibration, ..Metadata::default() }, &self.limits)
+            true => Ok(bytes),
+            false => {
+                let calibration = Some(errors.calibration()?);
+                describe(&bytes, Metadata { calibration, ..Metadata::default() }, &limits)
+            }
+        };
+        offload(calibrate).await
+    }
+
+    async fn read(&self, location: &str) -> Result<Bytes> {
+        read(&self.session.runtime_env(), location, &self.limits).await
     }
 
     async fn plan(&self, query: Box<Query>) -> Result<LogicalPlan> {
@@ -210,7 +238,7 @@ impl<'a> Handler<'a> {
                  OPTIONS (model_type = 'onnx', model_path = '…')"
             );
         };
-        options.insert("model_type".to_owned(), super::OptionValue::Text(model_type))?;
+        options.insert("model_type".to_owned(), OptionValue::Text(model_type))?;
         let rows = self.session.execute_logical_plan(self.plan(query).await?).await?;
         trainer.0.train(self.session, TrainingJob { name: model.name.clone(), options, rows }).await
     }
@@ -225,20 +253,25 @@ impl<'a> Handler<'a> {
     }
 
     async fn alter(&self, model: &ModelRef, mut options: Options) -> Result<DataFrame> {
+        self.models.newest(&model.name).await?;
         let found = self.models.find(model, &self.limits).await?;
         let metadata = take_metadata(&mut options)?;
         options.finish(&CONTRACT_OPTIONS)?;
         if metadata == Metadata::default() {
             return plan_err!("no option is set; the options are {}", CONTRACT_OPTIONS.join(", "));
         }
-        let bytes = describe(found.bytes(), metadata, &self.limits)?;
-        self.models.publish(&model.name, bytes, Publish::NextVersion, &self.limits).await?;
-        self.published(model).await
+        let (bytes, limits) = (found.bytes().clone(), self.limits);
+        let bytes = offload(move || describe(&bytes, metadata, &limits)).await?;
+        let mode = Publish::After(found.version());
+        match self.models.publish(&model.name, bytes, mode, &self.limits).await? {
+            (Outcome::Published(version), model) => self.published(version, &model),
+            (Outcome::Refused { newest }, _) => Err(mode.refusal(&model.name, newest)),
+        }
     }
 
     async fn export(&self, model: &ModelRef, to: &str) -> Result<DataFrame> {
         let found = self.models.find(model, &self.limits).await?;
-        write_new(to, found.bytes().clone()).await?;
+        write_new(&self.session.runtime_env(), to, found.bytes().clone()).await?;
         self.row(vec![
             ("model", text(found.to_string())),
             ("path", text(to.to_owned())),
@@ -247,15 +280,21 @@ impl<'a> Handler<'a> {
         ])
     }
 
-    async fn published(&self, model: &ModelRef) -> Result<DataFrame> {
+    /// The answer of a statement about a model that exists.
+    async fn found(&self, model: &ModelRef) -> Result<DataFrame> {
         let found = self.models.find(model, &self.limits).await?;
-        let contract = found.contract();
+        self.published(found.version(), &found)
+    }
+
+    /// The answer of a statement that published a version.
+    fn published(&self, version: u64, model: &Model) -> Result<DataFrame> {
+        let contract = model.contract();
         let code = contract.tensor(Role::Code).map(|code| code.width() as u64);
         self.row(vec![
-            ("model", text(found.to_string())),
+            ("model", text(format!("{}@{version}", model.name()))),
             ("features", number(contract.features.len())),
             ("code", Arc::new(UInt64Array::from(vec![code]))),
-            ("sha256", text(found.sha256_hex())),
+            ("sha256", text(model.sha256_hex())),
         ])
     }
 

@@ -1,0 +1,104 @@
+//! Files and object stores by path or URL.
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::common::{exec_err, plan_err};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions};
+use url::Url;
+
+use crate::model::Limits;
+
+/// The object store of a directory, file or URL, and the path in it.
+///
+/// # Errors
+/// An error if this build does not support the scheme of the URL.
+pub fn open(location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let not_opened = |e: object_store::Error| {
+        DataFusionError::ObjectStore(Box::new(e)).context(format!("'{location}' cannot be opened"))
+    };
+    // a scheme of one letter is a drive of Windows
+    match Url::parse(location) {
+        Ok(url) if url.scheme().len() > 1 => {
+            if url.scheme() == "file"
+                && let Ok(path) = url.to_file_path()
+            {
+                return local(&path);
+            }
+            let environment = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
+            let (store, path) = object_store::parse_url_opts(&url, environment).map_err(not_opened)?;
+            Ok((Arc::from(store), path))
+        }
+        _ => local(FilePath::new(location)),
+    }
+}
+
+fn local(path: &FilePath) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let absolute = std::path::absolute(path)?;
+    let path = Path::from_absolute_path(&absolute).map_err(|e| {
+        DataFusionError::External(Box::new(e)).context(format!("'{}' is not a path", absolute.display()))
+    })?;
+    Ok((Arc::new(LocalFileSystem::new()), path))
+}
+
+pub(super) fn check_size(name: &str, size: u64, limits: &Limits) -> Result<()> {
+    if size > limits.bytes {
+        return plan_err!(
+            "'{name}' has {size} bytes, at most {} are allowed for a model (ae.max_model_bytes)",
+            limits.bytes
+        );
+    }
+    Ok(())
+}
+
+/// The object store of a file and the path in it: a store that the session has for the URL, or else [`open`].
+fn open_in(runtime: &RuntimeEnv, location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    if let Ok(url) = Url::parse(location)
+        && url.scheme().len() > 1
+        && url.scheme() != "file"
+        && let Ok(store) = runtime.object_store_registry.get_store(&url)
+    {
+        let path = match ObjectStoreScheme::parse(&url) {
+            Ok((_, path)) => path,
+            // a scheme of the application
+            Err(_) => Path::from_url_path(url.path()).map_err(|e| DataFusionError::External(Box::new(e)))?,
+        };
+        return Ok((store, path));
+    }
+    open(location)
+}
+
+/// The bytes of a model file at a path or URL.
+///
+/// # Errors
+/// A planning error if it is larger than allowed, an execution error if it cannot be read.
+pub(crate) async fn read(runtime: &RuntimeEnv, location: &str, limits: &Limits) -> Result<Bytes> {
+    let failed = |e: object_store::Error| {
+        DataFusionError::ObjectStore(Box::new(e)).context(format!("could not read the model file '{location}'"))
+    };
+    let (store, path) = open_in(runtime, location)?;
+    let meta = store.head(&path).await.map_err(failed)?;
+    check_size(location, meta.size, limits)?;
+    store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)
+}
+
+/// Writes a new file at a path or URL, completely or not at all.
+///
+/// # Errors
+/// An execution error if the file exists or cannot be written.
+pub(crate) async fn write_new(runtime: &RuntimeEnv, location: &str, bytes: Bytes) -> Result<()> {
+    let (store, path) = open_in(runtime, location)?;
+    let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+    match store.put_opts(&path, bytes.into(), options).await {
+        Ok(_) => Ok(()),
+        Err(object_store::Error::AlreadyExists { .. }) => {
+            exec_err!("'{location}' exists already and is not overwritten; choose another name or remove it first")
+        }
+        Err(e) => Err(DataFusionError::ObjectStore(Box::new(e)).context(format!("could not write '{location}'"))),
+    }
+}
