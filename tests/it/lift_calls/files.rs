@@ -1,5 +1,6 @@
-//! Random queries over Parquet files of small row groups, which take filters as no table in memory does: joins whose sides
-//! have equal names, IN, top-k, views.
+//! Random queries over Parquet files of small row groups: joins whose sides have equal names, IN, top-k, views.
+//!
+//! Unlike tables in memory, such files take filters.
 //!
 //! The oracle is the same query over columns that were computed beforehand, in memory, in one partition.
 

@@ -58,8 +58,8 @@ impl QueryPlanner for InferQueryPlanner {
 
 /// Refuses DELETE and UPDATE where DataFusion 55.2 would lose the condition and change every row.
 ///
-/// DataFusion collects the filters of the optimized plan. A condition that is always false, or that became a join, left
-/// no filter there.
+/// DataFusion collects the filters of the optimized plan. A condition left no filter there if it is always false or became
+/// a join.
 fn check_changed_rows(plan: &LogicalPlan) -> Result<()> {
     plan.apply(|node| {
         if let LogicalPlan::Dml(DmlStatement { op, input, .. }) = node
