@@ -161,7 +161,7 @@ fn an_answer_shows_the_version_that_the_statement_published() {
         let file = folder.path().join(format!("{writer}.onnx"));
         std::fs::write(&file, RandomModel::new([4, 8, 2], "Tanh", [writer; 32]).onnx()).unwrap();
         let statement = format!("CREATE OR REPLACE MODEL m OPTIONS (model_path = '{}')", file.display());
-        program(&store, &vec![statement.as_str(); EACH]).spawn().unwrap()
+        program(&store, &[statement.as_str(); EACH]).spawn().unwrap()
     };
     let mut programs: Vec<_> = (0..WRITERS).map(write).collect();
     std::thread::sleep(Duration::from_millis(300));

@@ -186,7 +186,7 @@ pub(super) fn lifting_changes_no_row_over_files() {
     let [files, memory] = runtime.block_on(sessions(folder.path()));
     let seed = given("AEFUSION_SEED").unwrap_or(SEED);
     let queries = given("AEFUSION_QUERIES").map_or(QUERIES, |queries| u32::try_from(queries).unwrap());
-    println!("{queries} queries, AEFUSION_SEED={seed}");
+    eprintln!("{queries} queries, AEFUSION_SEED={seed}");
     let (ran, failed) = (std::cell::Cell::new(0_u32), std::cell::Cell::new(0_u32));
     let result = runner(queries, seed).run(&case(), |Case { query, settings }| {
         let sql = filled(&query, true);
@@ -205,7 +205,7 @@ pub(super) fn lifting_changes_no_row_over_files() {
         }
         Ok(())
     });
-    println!("{} queries ran, {} of them fail in both sessions", ran.get(), failed.get());
+    eprintln!("{} queries ran, {} of them fail in both sessions", ran.get(), failed.get());
     result.unwrap();
     assert!(failed.get() * 20 <= ran.get(), "{} of {} queries fail in both sessions", failed.get(), ran.get());
 }
