@@ -1,6 +1,7 @@
 //! Avoids plans that DataFusion 55.2 answers wrongly. `docs/limits.md` lists the faults that remain.
 
 mod barrier;
+mod outer_join;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,9 +18,9 @@ use datafusion::logical_expr::{
     ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility, Window,
 };
 use datafusion::optimizer::AnalyzerRule;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
-
-pub(super) use barrier::physical_optimizer_rules;
 
 /// Rules of the optimizer that are off until a release of DataFusion has them right, and why.
 const OFF: [&str; 2] = [
@@ -38,6 +39,18 @@ pub(super) fn switch_off(config: &mut SessionConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The rules of DataFusion for physical plans, with those that avoid its faults.
+pub(super) fn physical_optimizer_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+    let mut rules = PhysicalOptimizer::new().rules;
+    for rule in &mut rules {
+        if rule.name().starts_with("FilterPushdown") {
+            *rule = Arc::new(barrier::Guarded(Arc::clone(rule)));
+        }
+    }
+    rules.insert(0, Arc::new(outer_join::HideConstants));
+    rules
 }
 
 /// Rewrites nodes that DataFusion plans wrongly.

@@ -12,27 +12,15 @@ use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::execution_plan::{PlanProperties, ReplaceChildrenOptions};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
-
-/// The rules of DataFusion, those that push filters behind barriers.
-pub(in crate::session) fn physical_optimizer_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    let mut rules = PhysicalOptimizer::new().rules;
-    for rule in &mut rules {
-        if rule.name().starts_with("FilterPushdown") {
-            *rule = Arc::new(Guarded(Arc::clone(rule)));
-        }
-    }
-    rules
-}
 
 /// Runs a rule that pushes filters.
 ///
 /// The nodes of DataFusion 55.2 pass on a filter by the names of its columns. Where two columns have one name, the filter
 /// reaches the first of them (apache/datafusion#25259). A barrier over each such node stops filters there.
 #[derive(Debug)]
-struct Guarded(Arc<dyn PhysicalOptimizerRule + Send + Sync>);
+pub(super) struct Guarded(pub(super) Arc<dyn PhysicalOptimizerRule + Send + Sync>);
 
 impl PhysicalOptimizerRule for Guarded {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
