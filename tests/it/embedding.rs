@@ -1,115 +1,186 @@
-//! Pipelines in the session of an application, without the aefusion program and without a broker.
+//! What an application gives to a session: its own object stores, and models of the session only.
 
-use aefusion_stream::{Pipelines, RunOptions, SessionStateBuilderExt as _};
-use aefusion_udfs::SessionStateBuilderExt as _;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use aefusion_udfs::SessionStateBuilderExt;
 use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::model::metadata::Metadata;
 use aefusion_udfs::model::store::ModelStore;
-use datafusion::error::Result;
+use aefusion_udfs::sql::SessionContextExt;
+use async_trait::async_trait;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionContext;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use url::Url;
 
 crate::harness::tests! {
-    async a_script_is_planned_without_a_broker,
-    async tables_of_the_session_stay,
-    async scripts_that_cannot_be_planned,
-    async queries_that_need_several_micro_batches_end_the_run,
-    async a_wrong_instance_name_is_refused,
-    async a_stop_ends_pipelines_that_reach_no_broker,
-    async settings_and_topics_are_part_of_the_session,
+    async a_model_path_is_read_from_the_stores_of_the_session,
+    async a_plan_reads_no_model,
+    async an_alter_of_a_version_that_is_replaced_meanwhile_is_refused,
+    async a_model_of_the_session_can_be_removed,
+    async a_name_is_of_the_session_or_of_the_store,
 }
 
-/// Two topics of a broker that does not exist: port 1 refuses connections.
-const TABLES: &str = "
-    CREATE EXTERNAL TABLE payments (id BIGINT, amount DOUBLE)
-        STORED AS KAFKA LOCATION 'kafka://127.0.0.1:1/payments';
-    CREATE EXTERNAL TABLE alerts (id BIGINT, amount DOUBLE) STORED AS KAFKA LOCATION 'kafka://127.0.0.1:1/alerts';";
+const FILE: &str = "tests/models/mean.onnx";
 
-fn session() -> Result<SessionContext> {
-    let state = SessionStateBuilder::new()
-        .with_default_features()
-        .with_autoencoders(Models::new(ModelStore::open("memory:///")?))
-        .with_pipelines()
-        .build();
-    Ok(SessionContext::new_with_state(state))
+/// A store of the application, which counts the files that are read.
+#[derive(Debug, Default)]
+struct Counting {
+    inner: InMemory,
+    reads: AtomicUsize,
+    /// Whether another process publishes version 2 of `m` while somebody reads version 1.
+    is_replaced: AtomicBool,
 }
 
-const COPY: &str = "INSERT INTO alerts SELECT id, amount FROM payments WHERE amount > 100;";
-
-async fn plan(statements: &str) -> Result<Pipelines> {
-    Pipelines::plan(&session()?, &format!("{TABLES} {statements}"), "shop").await
-}
-
-async fn a_script_is_planned_without_a_broker() {
-    let second = "SET stream.name = 'large'; INSERT INTO alerts SELECT id, amount FROM payments WHERE amount > 1e6;";
-    let pipelines = plan(&format!("{COPY} {second}")).await.unwrap();
-    let names: Vec<&str> = pipelines.stats().iter().map(|stats| stats.pipeline()).collect();
-    assert_eq!(names, ["shop-alerts", "large"]);
-    assert!(pipelines.stats().iter().all(|stats| !stats.is_ready()));
-    assert_eq!(pipelines.stats()[0].line(), "shop-alerts: 0 records, 0/s, lag 0, 0 written — starting");
-}
-
-async fn tables_of_the_session_stay() {
-    let context = session().unwrap();
-    context.sql("CREATE TABLE limits AS VALUES (100.0)").await.unwrap().collect().await.unwrap();
-    let join = "INSERT INTO alerts SELECT id, amount FROM payments JOIN limits ON amount > column1;";
-    Pipelines::plan(&context, &format!("{TABLES} {join}"), "shop").await.unwrap();
-    for table in ["limits", "payments", "alerts"] {
-        assert!(context.table(table).await.is_ok(), "{table}");
+impl fmt::Display for Counting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("counting")
     }
 }
 
-async fn scripts_that_cannot_be_planned() {
-    let cases = [
-        (COPY.repeat(2), "two pipelines have the name 'shop-alerts'; use SET stream.name"),
-        (format!("{COPY} SELECT 1;"), "SELECT 1: a script of pipelines cannot return rows"),
-        (format!("{COPY} EXPLAIN SELECT 1;"), "a script of pipelines cannot return rows"),
-        ("SET stream.max_batch_rows = 5;".to_owned(), "the script has no pipeline; add an INSERT INTO"),
-        ("INSERT INTO alerts VALUES (1, 2.0);".to_owned(), "the query reads no table that is STORED AS KAFKA"),
-        (format!("SET stream.file_rows = 0; {COPY}"), "stream.file_rows must be a positive whole number; found 0"),
-        (format!("SET stream.name = 'a/b'; {COPY}"), "the pipeline name must consist of letters, digits"),
-        (format!("SET stream.no_such = 1; {COPY}"), "no_such"),
-    ];
-    for (statements, reason) in cases {
-        let error = plan(&statements).await.unwrap_err().to_string();
-        assert!(error.contains(reason), "{statements}: {error}");
+#[async_trait]
+impl ObjectStore for Counting {
+    async fn put_opts(&self, path: &Path, bytes: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.inner.put_opts(path, bytes, options).await
+    }
+
+    async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(path, options).await
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        if !options.head {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.is_replaced.swap(false, Ordering::Relaxed) {
+            self.inner.copy(path, &Path::from("models/m/2/model.onnx")).await?;
+        }
+        self.inner.get_opts(path, options).await
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
     }
 }
 
-async fn queries_that_need_several_micro_batches_end_the_run() {
-    let pipelines = plan("INSERT INTO alerts SELECT max(id), avg(amount) FROM payments;").await.unwrap();
-    let error = pipelines.run(&RunOptions::default()).await.unwrap_err().to_string();
-    assert!(error.contains("an aggregate (GROUP BY, count, avg, …) needs rows of more than one"), "{error}");
+/// A session over a store of the application.
+fn session(store: &Arc<Counting>) -> (SessionContext, Models) {
+    let models = Models::new(ModelStore::new(Arc::clone(store) as _, "models"));
+    let state = SessionStateBuilder::new().with_default_features().with_autoencoders(models.clone()).build();
+    (SessionContext::new_with_state(state), models)
 }
 
-async fn a_wrong_instance_name_is_refused() {
-    let options = RunOptions { instance: "pod 1".to_owned(), ..RunOptions::default() };
-    let expected = "the instance name must consist of letters, digits, '_' and '-'; found 'pod 1'";
-    for error in [options.check().unwrap_err(), plan(COPY).await.unwrap().run(&options).await.unwrap_err()] {
-        assert!(error.to_string().contains(expected), "{error}");
+/// The rows of a statement as text, or its error.
+async fn run(session: &SessionContext, sql: &str) -> String {
+    let rows = async { session.ae_sql(sql).await?.to_string().await };
+    rows.await.unwrap_or_else(|error| error.to_string())
+}
+
+async fn a_model_path_is_read_from_the_stores_of_the_session() {
+    let (session, _) = session(&Arc::default());
+    let files = Arc::new(InMemory::new());
+    files.put(&Path::from("exported/mean.onnx"), std::fs::read(FILE).unwrap().into()).await.unwrap();
+    session.register_object_store(&Url::parse("mine://bucket").unwrap(), Arc::clone(&files) as _);
+    let answer = run(&session, "CREATE MODEL m OPTIONS (model_path = 'mine://bucket/exported/mean.onnx')").await;
+    assert!(answer.contains("m@1"), "{answer}");
+    let answer = run(&session, "EXPORT MODEL m TO 'mine://bucket/copy.onnx'").await;
+    assert!(answer.contains("mine://bucket/copy.onnx"), "{answer}");
+    files.head(&Path::from("copy.onnx")).await.unwrap();
+}
+
+async fn a_plan_reads_no_model() {
+    let store = Arc::<Counting>::default();
+    let (session, _) = session(&store);
+    run(&session, &format!("CREATE MODEL m OPTIONS (model_path = '{FILE}')")).await;
+    let reads = async |sql: &str| {
+        let before = store.reads.load(Ordering::Relaxed);
+        let answer = run(&session, sql).await;
+        (store.reads.load(Ordering::Relaxed) - before, answer)
+    };
+    for sql in [
+        "EXPLAIN SELECT * FROM ae_models()",
+        "EXPLAIN SELECT * FROM ae_features('m')",
+        "EXPLAIN SELECT * FROM ae_training()",
+        "SELECT model, version, size_bytes, published FROM ae_models()",
+        "SELECT count(*) FROM ae_models()",
+    ] {
+        assert_eq!(reads(sql).await.0, 0, "{sql}");
     }
+    let (files, answer) = reads("SHOW MODELS").await;
+    assert_eq!(files, 1, "{answer}");
+    assert!(answer.contains("| m     | 1       | 2        | 1    | by hand"), "{answer}");
 }
 
-/// Without a broker, a pipeline retries continuously. After a stop, it ends with the error of its last attempt.
-async fn a_stop_ends_pipelines_that_reach_no_broker() {
-    let pipelines = plan(COPY).await.unwrap();
-    let (stop, stats) = (pipelines.stop_handle(), pipelines.stats().to_vec());
-    stop.stop();
-    assert!(pipelines.stop_handle().is_stopping());
-    let ended = pipelines.run(&RunOptions::default()).await;
-    let error = ended.unwrap_err().to_string();
-    assert!(error.contains("pipeline 'shop-alerts': ") && error.contains("no answer from 127.0.0.1:1"), "{error}");
-    assert!(!stats[0].is_ready());
+async fn an_alter_of_a_version_that_is_replaced_meanwhile_is_refused() {
+    let store = Arc::<Counting>::default();
+    let (session, _) = session(&store);
+    run(&session, &format!("CREATE MODEL m OPTIONS (model_path = '{FILE}')")).await;
+    store.is_replaced.store(true, Ordering::Relaxed);
+    let alter = "ALTER MODEL m SET OPTIONS (error_metric = 'mae')";
+    let error = run(&session, alter).await;
+    let expected = "the newest version of model m is now 2, but this statement started from version 1";
+    assert!(error.contains(expected), "{error}");
+    // another process publishes, and this session has just looked the name up
+    run(&session, "SELECT ae_error('m', 1, 3)").await;
+    store.inner.copy(&Path::from("models/m/1/model.onnx"), &Path::from("models/m/3/model.onnx")).await.unwrap();
+    let answer = run(&session, alter).await;
+    assert!(answer.contains("m@4"), "{answer}");
 }
 
-async fn settings_and_topics_are_part_of_the_session() {
-    let context = session().unwrap();
-    context.sql("SET stream.max_batch_ms = 20").await.unwrap();
-    assert_eq!(aefusion_stream::StreamOptions::of(context.state().config_options()).0.max_batch_ms, 20);
-    for table in TABLES.split_inclusive(';') {
-        context.sql(table).await.unwrap();
+async fn a_model_of_the_session_can_be_removed() {
+    let (session, models) = session(&Arc::default());
+    let register = || models.register("m", std::fs::read(FILE).unwrap(), Metadata::default());
+    assert_eq!(register().await.unwrap().to_string(), "m@1");
+    assert_eq!(register().await.unwrap().to_string(), "m@2");
+    let answer = run(&session, "SELECT ae_error('m@3', 1, 3)").await;
+    assert!(answer.contains("model m@3 not found: the newest version is 2"), "{answer}");
+    assert_eq!(models.unregister("m@2").unwrap(), 1);
+    let answer = run(&session, "SELECT model, version FROM ae_models()").await;
+    assert!(answer.contains("| m     | 1       |"), "{answer}");
+    assert_eq!((models.unregister("m").unwrap(), models.unregister("m").unwrap()), (1, 0));
+    let answer = run(&session, "SELECT ae_error('m', 1, 3)").await;
+    assert!(answer.contains("model m not found"), "{answer}");
+}
+
+async fn a_name_is_of_the_session_or_of_the_store() {
+    let (session, models) = session(&Arc::default());
+    let create = async |name: &str, how: &str| {
+        run(&session, &format!("CREATE {how} {name} OPTIONS (model_path = '{FILE}')")).await
+    };
+    let register = |name: &'static str| models.register(name, std::fs::read(FILE).unwrap(), Metadata::default());
+    create("stored", "MODEL").await;
+    let error = register("stored").await.unwrap_err().to_string();
+    assert!(error.contains("has a model stored (version 1)"), "{error}");
+    register("own").await.unwrap();
+    for error in [
+        create("own", "MODEL").await,
+        create("own", "OR REPLACE MODEL").await,
+        run(&session, "ALTER MODEL own SET OPTIONS (error_metric = 'mae')").await,
+    ] {
+        assert!(error.contains("registered a model own for this session"), "{error}");
     }
-    let plan = context.sql("SELECT amount FROM payments LIMIT 3").await.unwrap().create_physical_plan().await.unwrap();
-    let shown = datafusion::physical_plan::displayable(plan.as_ref()).indent(false).to_string();
-    let leaf = shown.lines().last().unwrap().trim();
-    assert_eq!(leaf, "KafkaExec: kafka://127.0.0.1:1/payments, columns=[amount], limit=3");
+    let answer = create("own", "MODEL IF NOT EXISTS").await;
+    assert!(answer.contains("own@1"), "{answer}");
+    assert!(run(&session, "DROP MODEL own").await.contains("| own   | 1"));
+    assert!(create("own", "MODEL").await.contains("own@1"));
 }

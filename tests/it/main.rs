@@ -22,12 +22,13 @@ mod random_model;
 mod cli;
 mod determinism;
 mod docs;
-#[cfg(feature = "kafka")]
 mod embedding;
 mod execution;
 mod hostile;
 mod interop;
 mod lift_calls;
+#[cfg(feature = "kafka")]
+mod pipelines;
 mod plans;
 mod publishing;
 #[cfg(feature = "kafka")]
@@ -52,8 +53,9 @@ fn main() -> ExitCode {
         harness::trials("publishing", publishing::TESTS),
         harness::trials("training", training::TESTS),
         harness::trials("trainer", trainer::TESTS),
-        #[cfg(feature = "kafka")]
         harness::trials("embedding", embedding::TESTS),
+        #[cfg(feature = "kafka")]
+        harness::trials("pipelines", pipelines::TESTS),
         harness::trials("cli", cli::TESTS),
         harness::trials("docs", docs::TESTS),
         harness::trials("hostile", hostile::TESTS),

@@ -9,6 +9,7 @@ use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionO
 use datafusion::error::Result;
 
 use crate::model::Limits;
+use crate::model::store::ModelRef;
 use crate::suggest;
 
 /// Largest `ae.batch_rows`.
@@ -149,6 +150,15 @@ impl AeOptions {
     /// Limits for a model file.
     pub fn limits(&self) -> Limits {
         Limits { bytes: self.max_model_bytes, ..Limits::default() }
+    }
+
+    /// The model that a call names; without a name, the default model of the session, if it has one.
+    ///
+    /// # Errors
+    /// A planning error if the text names no model.
+    pub(crate) fn reference(&self, named: Option<&str>) -> Result<Option<ModelRef>> {
+        let default = Some(self.default_model.as_str()).filter(|default| !default.is_empty());
+        named.or(default).map(ModelRef::parse).transpose()
     }
 
     /// Checks that this build has the device.

@@ -3,6 +3,7 @@
 pub mod calibration;
 pub mod catalog;
 pub mod contract;
+mod file;
 pub mod metadata;
 pub mod onnx;
 pub(crate) mod pool;
@@ -20,9 +21,9 @@ use bytes::Bytes;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
 use contract::{Contract, PROBE_ROWS, TensorSpec};
+pub(crate) use file::ModelFile;
 use metadata::{Metadata, Role};
 pub use onnx::Limits;
 use onnx::proto::ModelProto;
@@ -50,10 +51,7 @@ type Pools = HashMap<(Start, Vec<String>), Arc<Pool>>;
 pub struct Model {
     name: ModelName,
     version: u64,
-    sha256: [u8; 32],
-    bytes: Bytes,
-    graph: ModelProto,
-    metadata: Metadata,
+    file: ModelFile,
     contract: Contract,
     pools: Mutex<Pools>,
     rows_run: AtomicU64,
@@ -65,21 +63,9 @@ impl Model {
     /// # Errors
     /// A planning error if the file is refused, or a tensor is missing or ambiguous.
     pub(crate) fn load(name: &ModelName, version: u64, bytes: Bytes, limits: &Limits) -> Result<Self> {
-        let graph = parse(&bytes, limits)?;
-        let metadata = Metadata::read(&graph)?;
-        let contract = Contract::discover(&graph, &metadata)?;
-        let sha256 = Sha256::digest(&bytes).into();
-        Ok(Self {
-            name: name.clone(),
-            version,
-            sha256,
-            bytes,
-            graph,
-            metadata,
-            contract,
-            pools: Mutex::default(),
-            rows_run: AtomicU64::new(0),
-        })
+        let file = ModelFile::read(bytes, limits)?;
+        let contract = Contract::discover(&file.graph, &file.metadata)?;
+        Ok(Self { name: name.clone(), version, file, contract, pools: Mutex::default(), rows_run: AtomicU64::new(0) })
     }
 
     /// The name in the store.
@@ -94,17 +80,17 @@ impl Model {
 
     /// SHA-256 of the file, the identity of the model.
     pub fn sha256(&self) -> &[u8; 32] {
-        &self.sha256
+        &self.file.sha256
     }
 
     /// [`Model::sha256`] in hexadecimal.
     pub fn sha256_hex(&self) -> String {
-        hex(&self.sha256)
+        hex(&self.file.sha256)
     }
 
     /// The file.
     pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+        &self.file.bytes
     }
 
     /// Rows that this process has run through the model.
@@ -123,12 +109,22 @@ impl Model {
 
     /// The metadata of the file.
     pub fn metadata(&self) -> &Metadata {
-        &self.metadata
+        &self.file.metadata
+    }
+
+    /// The file as it was read.
+    pub(crate) fn file(&self) -> &ModelFile {
+        &self.file
+    }
+
+    /// Gives the model of a file its number.
+    pub(crate) fn set_version(&mut self, version: u64) {
+        self.version = version;
     }
 
     /// The program that made the file, from the file.
     pub fn producer(&self) -> String {
-        format!("{} {}", self.graph.producer_name(), self.graph.producer_version()).trim().to_owned()
+        self.file.producer()
     }
 
     /// Sessions for the smallest part of the graph that computes `outputs`.
@@ -145,7 +141,7 @@ impl Model {
                 vec![declare(&entry.name, entry.element.to_onnx(), &entry.shape)]
             }
         };
-        let part = cut(&self.graph, &Cut { outputs: key.1.clone(), inputs })?;
+        let part = cut(&self.file.graph, &Cut { outputs: key.1.clone(), inputs })?;
         let pool = Arc::new(Pool::new(&part)?);
         Ok(Arc::clone(self.pools.lock().entry(key).or_insert(pool)))
     }
@@ -170,7 +166,7 @@ impl Model {
 
 impl PartialEq for Model {
     fn eq(&self, other: &Self) -> bool {
-        self.sha256 == other.sha256 && self.name == other.name && self.version == other.version
+        self.file.sha256 == other.file.sha256 && self.name == other.name && self.version == other.version
     }
 }
 
@@ -178,7 +174,7 @@ impl Eq for Model {}
 
 impl Hash for Model {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.sha256.hash(state);
+        self.file.sha256.hash(state);
     }
 }
 
@@ -265,6 +261,11 @@ fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
             metadata.tensors.insert(role, tensor.name.clone());
         }
     }
+    // the graph declares the widths of its outputs; other widths are known only from a test run
+    metadata.code_width = contract
+        .tensor(Role::Code)
+        .filter(|code| file::declared_width(&graph, &code.name) != Some(code.width()))
+        .map(TensorSpec::width);
     metadata.features = Some(contract.features);
     metadata.error_metric = Some(contract.error_metric);
     metadata.null_policy = Some(contract.null_policy);

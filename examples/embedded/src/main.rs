@@ -53,7 +53,8 @@ fn today() -> Result<RecordBatch> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // a store for this process only; ModelStore::open("models") keeps models in a directory or bucket
+    // a store for this process only; ModelStore::open("models") keeps models in a directory or bucket, and
+    // ModelStore::new(store, "models") in an object store of the application
     let models = Models::new(ModelStore::in_memory());
     let state = SessionStateBuilder::new()
         .with_default_features()
@@ -75,6 +76,9 @@ async fn main() -> Result<()> {
     // a model that another program made
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/mean.onnx");
     let features = vec![Feature::named("current"), Feature::named("vibration")];
-    models.register_file("mean", file, Metadata { features: Some(features), ..Metadata::default() })?;
-    session.sql("SELECT id, ae_encode('mean') AS code FROM today ORDER BY id").await?.show().await
+    let options = Metadata { features: Some(features), ..Metadata::default() };
+    models.register("mean", std::fs::read(file)?, options).await?;
+    session.sql("SELECT id, ae_encode('mean') AS code FROM today ORDER BY id").await?.show().await?;
+    models.unregister("mean")?;
+    Ok(())
 }

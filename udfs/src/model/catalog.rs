@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use datafusion::common::plan_err;
-use datafusion::error::Result;
+use datafusion::common::{internal_err, plan_err};
+use datafusion::error::{DataFusionError, Result};
+use moka::future::Cache;
+use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
 
 use super::metadata::Metadata;
 use super::store::{ModelName, ModelRef, ModelStore, Outcome, Publish, Stored};
-use super::{Limits, Model, describe};
+use super::{Limits, Model, ModelFile, describe};
 use crate::blocking::{offload, wait};
 use crate::config::AeOptions;
 use crate::suggest;
@@ -20,8 +22,11 @@ use crate::suggest;
 /// times.
 const REMOTE_LOOKUP: Duration = Duration::from_secs(1);
 
-/// Largest number of models that stay loaded.
-const MAX_LOADED: usize = 256;
+/// Total size of the files of models that stay loaded, KiB. The models that were used last stay.
+const MAX_LOADED_KIB: u64 = 1 << 20;
+
+/// Largest number of names whose look-up is cached.
+const MAX_LOOKED_UP: u64 = 10_000;
 
 /// The models of a session. Cheap to clone; clones share everything.
 #[derive(Debug, Clone)]
@@ -33,33 +38,68 @@ pub struct Models {
 struct Shared {
     store: ModelStore,
     session: Mutex<HashMap<ModelName, BTreeMap<u64, Arc<Model>>>>,
-    loaded: Mutex<HashMap<(ModelName, u64), Loaded>>,
-    looked_up: Mutex<HashMap<ModelRef, (Instant, Arc<Model>)>>,
+    /// Models of the store that were loaded. Queries that want one at the same time load it once.
+    loaded: Cache<FileKey, Arc<Model>>,
+    looked_up: Cache<ModelRef, Arc<Stored>>,
 }
 
-#[derive(Debug)]
-struct Loaded {
-    meta: object_store::ObjectMeta,
-    model: Arc<Model>,
+/// A file of the store. If another file takes its place, the key changes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct FileKey {
+    name: ModelName,
+    version: u64,
+    size: u64,
+    last_modified: i64,
+    e_tag: Option<String>,
+}
+
+impl FileKey {
+    fn of(stored: &Stored) -> Self {
+        Self {
+            name: stored.name.clone(),
+            version: stored.version,
+            size: stored.meta.size,
+            last_modified: stored.meta.last_modified.timestamp_micros(),
+            e_tag: stored.meta.e_tag.clone(),
+        }
+    }
 }
 
 /// A model as `ae_models()` lists it.
 #[derive(Debug, Clone)]
-pub struct Listed {
-    /// The model.
-    pub model: ModelName,
-    /// Its version.
-    pub version: u64,
-    /// Size of the file, bytes.
-    pub size: u64,
-    /// Time of publication, microseconds since 1970; none for a model of the session only.
-    pub published: Option<i64>,
+pub(crate) enum Listed {
+    /// A model of the session only.
+    Session(Arc<Model>),
+    /// A file of the store.
+    Stored(Stored),
+}
+
+impl Listed {
+    fn name(&self) -> &str {
+        match self {
+            Self::Session(model) => model.name(),
+            Self::Stored(stored) => stored.name.as_str(),
+        }
+    }
+
+    fn version(&self) -> u64 {
+        match self {
+            Self::Session(model) => model.version(),
+            Self::Stored(stored) => stored.version,
+        }
+    }
 }
 
 impl Models {
     /// The models of a store.
     pub fn new(store: ModelStore) -> Self {
-        let shared = Shared { store, session: Mutex::default(), loaded: Mutex::default(), looked_up: Mutex::default() };
+        let kib = |_: &FileKey, model: &Arc<Model>| {
+            let most = u32::try_from(MAX_LOADED_KIB).unwrap_or(u32::MAX);
+            u32::try_from(model.bytes().len() / 1024).map_or(most, |kib| (kib + 1).min(most))
+        };
+        let loaded = Cache::builder().max_capacity(MAX_LOADED_KIB).weigher(kib).eviction_policy(EvictionPolicy::lru());
+        let looked_up = Cache::builder().max_capacity(MAX_LOOKED_UP).time_to_live(REMOTE_LOOKUP);
+        let shared = Shared { store, session: Mutex::default(), loaded: loaded.build(), looked_up: looked_up.build() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -68,21 +108,76 @@ impl Models {
         &self.shared.store
     }
 
-    /// Registers a file for this session only, as the next version of a name. It hides stored models of the same name.
+    /// Registers a file for this session only, as the next version of a name.
     ///
     /// # Errors
-    /// A planning error if the file is refused; see `docs/models.md`.
-    pub fn register_bytes(&self, name: &str, bytes: impl Into<Bytes>, options: Metadata) -> Result<Arc<Model>> {
+    /// A planning error if the file is refused (see `docs/models.md`), or if the store has a model of this name, which
+    /// the file would hide.
+    pub async fn register(&self, name: &str, bytes: impl Into<Bytes>, options: Metadata) -> Result<Arc<Model>> {
         let name = ModelName::new(name)?;
-        let limits = Limits::default();
-        let bytes = describe(&bytes.into(), options, &limits)?;
+        self.check_not_stored(&name).await?;
+        let (owned, bytes) = (name.clone(), bytes.into());
+        let mut model = offload(move || {
+            let limits = Limits::default();
+            let model = Arc::new(Model::load(&owned, 0, describe(&bytes, options, &limits)?, &limits)?);
+            model.verify()?;
+            Ok(model)
+        })
+        .await?;
         let mut session = self.shared.session.lock();
-        let versions = session.entry(name.clone()).or_default();
+        let versions = session.entry(name).or_default();
         let version = versions.keys().next_back().map_or(1, |newest| newest + 1);
-        let model = Arc::new(Model::load(&name, version, bytes, &limits)?);
-        model.verify()?;
+        match Arc::get_mut(&mut model) {
+            Some(model) => model.set_version(version),
+            None => return internal_err!("the test run of model {model} has not ended"),
+        }
         versions.insert(version, Arc::clone(&model));
         Ok(model)
+    }
+
+    /// [`Models::register`] that blocks, also on a thread of an asynchronous runtime.
+    ///
+    /// # Errors
+    /// As [`Models::register`].
+    pub fn register_bytes(&self, name: &str, bytes: impl Into<Bytes>, options: Metadata) -> Result<Arc<Model>> {
+        let (models, name, bytes) = (self.clone(), name.to_owned(), bytes.into());
+        wait(async move { models.register(&name, bytes, options).await })
+    }
+
+    /// Removes what [`Models::register`] added: all versions of `name`, or the version of `name@version`. Returns the
+    /// number of removed versions.
+    ///
+    /// # Errors
+    /// A planning error if the text names no model.
+    pub fn unregister(&self, reference: &str) -> Result<usize> {
+        Ok(self.remove_from_session(&ModelRef::parse(reference)?).unwrap_or(0))
+    }
+
+    /// Checks that a name is free in the store for a model of the session.
+    async fn check_not_stored(&self, name: &ModelName) -> Result<()> {
+        match self.shared.store.versions(name).await?.last() {
+            None => Ok(()),
+            Some(stored) => plan_err!(
+                "the store {} has a model {name} (version {}), and a model of the session would hide it; choose another \
+                 name",
+                self.shared.store.location(),
+                stored.version
+            ),
+        }
+    }
+
+    /// Checks that a name is free in the session for a model of the store.
+    ///
+    /// # Errors
+    /// A planning error if it is not.
+    pub(crate) fn check_not_of_session(&self, name: &ModelName) -> Result<()> {
+        if self.shared.session.lock().contains_key(name) {
+            return plan_err!(
+                "the application registered a model {name} for this session, and it would hide the published one; \
+                 choose another name, or remove it with DROP MODEL {name}"
+            );
+        }
+        Ok(())
     }
 
     /// [`Models::register_bytes`] of a file.
@@ -107,33 +202,39 @@ impl Models {
     pub fn resolve(&self, reference: Option<&str>, options: &AeOptions) -> Result<Arc<Model>> {
         options.check_device()?;
         let (models, limits) = (self.clone(), options.limits());
-        let reference = match (reference, options.default_model.as_str()) {
-            (Some(reference), _) => Some(reference),
-            (None, "") => None,
-            (None, default) => Some(default),
-        };
-        let reference = reference.map(ModelRef::parse).transpose()?;
-        if let Some(model) = reference.as_ref().and_then(|reference| self.cached(reference)) {
-            return Ok(model);
+        let reference = options.reference(reference)?;
+        if let Some(reference) = &reference
+            && let Some(model) = self.of_session(reference)
+        {
+            return model;
         }
-        wait(async move {
-            match reference {
-                Some(reference) => models.find(&reference, &limits).await,
-                None => models.only(&limits).await,
-            }
-        })
+        wait(async move { models.choose(reference.as_ref(), &limits).await })
     }
 
-    fn cached(&self, reference: &ModelRef) -> Option<Arc<Model>> {
-        if let Some(versions) = self.shared.session.lock().get(&reference.name) {
-            return match reference.version {
-                Some(version) => versions.get(&version).cloned(),
-                None => versions.values().next_back().cloned(),
-            };
+    /// The model of a reference; without one, the only model.
+    ///
+    /// # Errors
+    /// A planning error if there is no such model, or its file is refused.
+    pub(crate) async fn choose(&self, reference: Option<&ModelRef>, limits: &Limits) -> Result<Arc<Model>> {
+        match reference {
+            Some(reference) => self.find(reference, limits).await,
+            None => self.only(limits).await,
         }
-        let looked_up = self.shared.looked_up.lock();
-        let (when, model) = looked_up.get(reference)?;
-        (when.elapsed() < REMOTE_LOOKUP).then(|| Arc::clone(model))
+    }
+
+    /// The model of a reference, if the session has models of its own with this name.
+    fn of_session(&self, reference: &ModelRef) -> Option<Result<Arc<Model>>> {
+        let session = self.shared.session.lock();
+        let versions = session.get(&reference.name)?;
+        let (newest, last) = versions.last_key_value()?;
+        let found = match reference.version {
+            Some(version) => versions.get(&version),
+            None => Some(last),
+        };
+        Some(match found {
+            Some(model) => Ok(Arc::clone(model)),
+            None => plan_err!("model {reference} not found: the newest version is {newest}"),
+        })
     }
 
     async fn only(&self, limits: &Limits) -> Result<Arc<Model>> {
@@ -172,7 +273,14 @@ impl Models {
     /// # Errors
     /// A planning error if there is no such model, or its file is refused.
     pub async fn find(&self, reference: &ModelRef, limits: &Limits) -> Result<Arc<Model>> {
-        if let Some(model) = self.cached(reference) {
+        if let Some(model) = self.of_session(reference) {
+            return model;
+        }
+        let is_remote = self.shared.store.is_remote();
+        if is_remote
+            && let Some(stored) = self.shared.looked_up.get(reference).await
+            && let Ok(model) = self.load(&stored, limits).await
+        {
             return Ok(model);
         }
         let versions = self.shared.store.versions(&reference.name).await?;
@@ -181,11 +289,10 @@ impl Models {
             Some(version) => versions.iter().find(|stored| stored.version == version),
         };
         let Some(stored) = stored else { return self.not_found(reference, &versions).await };
-        let model = self.load(stored, limits).await?;
-        if self.shared.store.is_remote() {
-            self.shared.looked_up.lock().insert(reference.clone(), (Instant::now(), Arc::clone(&model)));
+        if is_remote {
+            self.shared.looked_up.insert(reference.clone(), Arc::new(stored.clone())).await;
         }
-        Ok(model)
+        self.load(stored, limits).await
     }
 
     async fn not_found<T>(&self, reference: &ModelRef, versions: &[Stored]) -> Result<T> {
@@ -201,31 +308,31 @@ impl Models {
     }
 
     async fn load(&self, stored: &Stored, limits: &Limits) -> Result<Arc<Model>> {
-        let key = (stored.name.clone(), stored.version);
-        if let Some(loaded) = self.shared.loaded.lock().get(&key)
-            && loaded.meta == stored.meta
-        {
-            return Ok(Arc::clone(&loaded.model));
-        }
+        let load = async {
+            let bytes = self.shared.store.get(stored, limits).await?;
+            let (name, version, limits) = (stored.name.clone(), stored.version, *limits);
+            let model = offload(move || Model::load(&name, version, bytes, &limits)).await;
+            let failed = |e: DataFusionError| e.context(format!("model {}@{} cannot be loaded", stored.name, version));
+            model.map(Arc::new).map_err(failed)
+        };
+        let loaded = self.shared.loaded.try_get_with(FileKey::of(stored), load).await;
+        loaded.map_err(|error| Arc::try_unwrap(error).unwrap_or_else(DataFusionError::Shared))
+    }
+
+    /// The contents of a listed file, without loading the model.
+    pub(crate) async fn read(&self, stored: &Stored, limits: &Limits) -> Result<ModelFile> {
         let bytes = self.shared.store.get(stored, limits).await?;
-        let (name, version, limits) = (stored.name.clone(), stored.version, *limits);
-        let model = offload(move || Model::load(&name, version, bytes, &limits))
-            .await
-            .map_err(|e| e.context(format!("model {}@{} cannot be loaded", stored.name, stored.version)))?;
-        let model = Arc::new(model);
-        let mut loaded = self.shared.loaded.lock();
-        if loaded.len() >= MAX_LOADED {
-            loaded.clear();
-        }
-        loaded.insert(key, Loaded { meta: stored.meta.clone(), model: Arc::clone(&model) });
-        Ok(model)
+        let limits = *limits;
+        let file = offload(move || ModelFile::read(bytes, &limits)).await;
+        file.map_err(|e| e.context(format!("model {}@{} cannot be loaded", stored.name, stored.version)))
     }
 
     /// Publishes a file with metadata, after a test run. Returns the outcome, and the model of the file without its
     /// version.
     ///
     /// # Errors
-    /// A planning error if the file is refused. The store then stays unchanged.
+    /// A planning error if the file is refused, or if the session has a model of this name. The store then stays
+    /// unchanged.
     pub(crate) async fn publish(
         &self,
         name: &ModelName,
@@ -233,6 +340,7 @@ impl Models {
         mode: Publish,
         limits: &Limits,
     ) -> Result<(Outcome, Arc<Model>)> {
+        self.check_not_of_session(name)?;
         let (owned, file, limits) = (name.clone(), bytes.clone(), *limits);
         let model = offload(move || {
             let model = Arc::new(Model::load(&owned, 0, file, &limits)?);
@@ -241,7 +349,7 @@ impl Models {
         })
         .await?;
         let outcome = self.shared.store.try_publish(name, bytes, mode).await?;
-        self.invalidate(name);
+        self.invalidate(name).await;
         Ok((outcome, model))
     }
 
@@ -254,57 +362,58 @@ impl Models {
         if let Some(versions) = self.shared.session.lock().get(name) {
             return Ok(versions.keys().next_back().copied().unwrap_or(0));
         }
-        self.shared.looked_up.lock().retain(|reference, _| reference.name != *name);
+        self.forget_look_ups(name).await;
         Ok(self.shared.store.versions(name).await?.last().map_or(0, |stored| stored.version))
     }
 
     /// Removes a model, or one version of it, and returns the number of removed files.
     pub(crate) async fn remove(&self, reference: &ModelRef) -> Result<usize> {
-        let mut removed = 0;
-        {
-            let mut session = self.shared.session.lock();
-            if let Some(versions) = session.get_mut(&reference.name) {
-                let before = versions.len();
-                versions.retain(|version, _| reference.version.is_some_and(|other| other != *version));
-                removed = before - versions.len();
-                if versions.is_empty() {
-                    session.remove(&reference.name);
-                }
-            }
-        }
-        if removed == 0 {
-            removed = self.shared.store.remove(reference).await?;
-        }
-        self.invalidate(&reference.name);
+        let removed = match self.remove_from_session(reference) {
+            Some(removed) => removed,
+            None => self.shared.store.remove(reference).await?,
+        };
+        self.invalidate(&reference.name).await;
         Ok(removed)
     }
 
-    fn invalidate(&self, name: &ModelName) {
-        self.shared.loaded.lock().retain(|(loaded, _), _| loaded != name);
-        self.shared.looked_up.lock().retain(|reference, _| reference.name != *name);
+    /// Removes a model of the session, and returns the number of versions; none if the session has no such name.
+    fn remove_from_session(&self, reference: &ModelRef) -> Option<usize> {
+        let mut session = self.shared.session.lock();
+        let versions = session.get_mut(&reference.name)?;
+        let before = versions.len();
+        versions.retain(|version, _| reference.version.is_some_and(|other| other != *version));
+        let removed = before - versions.len();
+        if versions.is_empty() {
+            session.remove(&reference.name);
+        }
+        Some(removed)
     }
 
-    /// All models and versions, of the store and of the session.
-    pub(crate) async fn list(&self) -> Result<Vec<Listed>> {
-        let mut listed: Vec<Listed> = Vec::new();
-        for (name, versions) in self.shared.session.lock().iter() {
-            listed.extend(versions.values().map(|model| Listed {
-                model: name.clone(),
-                version: model.version(),
-                size: model.bytes().len() as u64,
-                published: None,
-            }));
+    async fn invalidate(&self, name: &ModelName) {
+        let keys: Vec<_> = self.shared.loaded.iter().map(|(key, _)| key).filter(|key| key.name == *name).collect();
+        for key in keys {
+            self.shared.loaded.invalidate(&*key).await;
         }
-        let hidden: Vec<ModelName> = listed.iter().map(|listed| listed.model.clone()).collect();
-        listed.extend(self.shared.store.list().await?.into_iter().filter(|stored| !hidden.contains(&stored.name)).map(
-            |stored| Listed {
-                model: stored.name,
-                version: stored.version,
-                size: stored.meta.size,
-                published: Some(stored.meta.last_modified.timestamp_micros()),
-            },
-        ));
-        listed.sort_by(|a, b| (&a.model, a.version).cmp(&(&b.model, b.version)));
+        // frees the memory now
+        self.shared.loaded.run_pending_tasks().await;
+        self.forget_look_ups(name).await;
+    }
+
+    async fn forget_look_ups(&self, name: &ModelName) {
+        let keys: Vec<_> = self.shared.looked_up.iter().map(|(key, _)| key).filter(|key| key.name == *name).collect();
+        for key in keys {
+            self.shared.looked_up.invalidate(&*key).await;
+        }
+    }
+
+    /// All models and versions, of the store and of the session, sorted.
+    pub(crate) async fn list(&self) -> Result<Vec<Listed>> {
+        let stored = self.shared.store.list().await?;
+        let session = self.shared.session.lock();
+        let own = session.values().flat_map(BTreeMap::values).map(|model| Listed::Session(Arc::clone(model)));
+        let stored = stored.into_iter().filter(|stored| !session.contains_key(&stored.name)).map(Listed::Stored);
+        let mut listed: Vec<Listed> = own.chain(stored).collect();
+        listed.sort_by(|a, b| (a.name(), a.version()).cmp(&(b.name(), b.version())));
         Ok(listed)
     }
 }

@@ -152,6 +152,15 @@ impl Contract {
         })
     }
 
+    /// The number of features of a graph, without a test run.
+    ///
+    /// # Errors
+    /// A planning error if the inputs do not fit an autoencoder, or the metadata do not fit the inputs.
+    pub(super) fn n_features(model: &ModelProto, metadata: &Metadata) -> Result<usize> {
+        let (inputs, _) = probe::inputs(model, metadata)?;
+        Ok(features(metadata, &inputs)?.len())
+    }
+
     /// The tensor at which the decoder alone starts.
     pub(crate) fn decoder(&self) -> &Found {
         &self.decoder_entry

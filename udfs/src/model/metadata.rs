@@ -153,6 +153,8 @@ pub struct Metadata {
     pub features: Option<Vec<Feature>>,
     /// Tensor names by role.
     pub tensors: HashMap<Role, String>,
+    /// Width of the code, if the graph does not declare it.
+    pub code_width: Option<usize>,
     /// For each column of the scaled space, the name of its feature.
     pub scaled_features: Option<Vec<String>>,
     /// See [`ErrorMetric`].
@@ -226,6 +228,7 @@ impl Metadata {
                 return plan_err!("this build reads format version {FORMAT_VERSION}, but the file has {value}");
             }
             "features" => self.features = Some(json(value)?),
+            "code_width" => self.code_width = Some(json(value)?),
             "scaled_features" => self.scaled_features = Some(json(value)?),
             "error_metric" => self.error_metric = Some(ErrorMetric::parse("error_metric", value)?),
             "null_policy" => self.null_policy = Some(NullPolicy::parse("null_policy", value)?),
@@ -262,6 +265,7 @@ impl Metadata {
         let before = [("features", json_of(&self.features)?)];
         let tensor = |role: Role| (role.name(), self.tensors.get(&role).cloned());
         let after = [
+            ("code_width", self.code_width.map(|width| width.to_string())),
             ("scaled_features", json_of(&self.scaled_features)?),
             ("error_metric", self.error_metric.map(|metric| metric.name().to_owned())),
             ("null_policy", self.null_policy.map(|policy| policy.name().to_owned())),
@@ -280,9 +284,10 @@ impl Metadata {
     }
 
     fn replaces(&self, key: &str) -> bool {
-        const OWN: [&str; 10] = [
+        const OWN: [&str; 11] = [
             "format_version",
             "features",
+            "code_width",
             "scaled_features",
             "error_metric",
             "null_policy",
@@ -315,6 +320,7 @@ impl Metadata {
         Self {
             features,
             tensors,
+            code_width: self.code_width.or(other.code_width),
             scaled_features: self.scaled_features.or(scaled_features),
             error_metric: self.error_metric.or(other.error_metric),
             null_policy: self.null_policy.or(other.null_policy),

@@ -24,7 +24,7 @@ use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
 use crate::model::store::{ModelName, ModelRef, Outcome, Publish, read, write_new};
 use crate::model::{Limits, Model, Trial, describe, describe_pair, feature_names};
 use crate::suggest;
-use crate::tables::model_rows;
+use crate::tables::ModelsTable;
 
 /// Options that describe the contract of a file.
 const CONTRACT_OPTIONS: [&str; 10] = [
@@ -81,7 +81,7 @@ impl<'a> Handler<'a> {
                 self.create(create).await.map_err(|e| explain(format!("CREATE MODEL {name}"), e))
             }
             Statement::DropModel { model, if_exists } => self.drop(&model, if_exists).await,
-            Statement::ShowModels => self.session.read_batch(model_rows(&self.models, &self.limits).await?),
+            Statement::ShowModels => self.session.read_table(Arc::new(ModelsTable::of(&self.models))),
             Statement::DescribeModel(model) => {
                 self.describe(&model).await.map_err(|e| explain(format!("DESCRIBE MODEL {model}"), e))
             }
@@ -101,6 +101,7 @@ impl<'a> Handler<'a> {
         if newest > 0 && create.if_not_exists {
             return self.found(&create.model).await;
         }
+        self.models.check_not_of_session(name)?;
         if newest > 0 && !create.or_replace {
             return plan_err!("it exists already; CREATE OR REPLACE MODEL {name} … publishes its next version");
         }
@@ -253,6 +254,7 @@ impl<'a> Handler<'a> {
     }
 
     async fn alter(&self, model: &ModelRef, mut options: Options) -> Result<DataFrame> {
+        self.models.check_not_of_session(&model.name)?;
         self.models.newest(&model.name).await?;
         let found = self.models.find(model, &self.limits).await?;
         let metadata = take_metadata(&mut options)?;

@@ -79,7 +79,8 @@ fn per_row(name: &str, observed: &Observed, rows: usize) -> Option<TensorSpec> {
     (first % rows == 0 && (1..=MAX_WIDTH).contains(&tensor.width())).then_some(tensor)
 }
 
-fn inputs(model: &ModelProto, metadata: &Metadata) -> Result<(Vec<TensorSpec>, Option<usize>)> {
+/// The declared inputs, and the fixed number of rows if there is one.
+pub(super) fn inputs(model: &ModelProto, metadata: &Metadata) -> Result<(Vec<TensorSpec>, Option<usize>)> {
     let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
     let declared: Vec<&ValueInfoProto> = graph
         .input
