@@ -8,6 +8,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "../common/bucket.rs"]
+mod bucket;
 #[path = "../common/clone.rs"]
 mod clone;
 #[path = "../common/harness.rs"]

@@ -1,6 +1,7 @@
 //! Publishing is atomic: a reader sees a whole version or none, whoever is killed or publishes at the same time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -18,12 +19,14 @@ use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use prost::bytes::Bytes;
 
+use crate::bucket::Bucket;
 use crate::random_model::RandomModel;
 
 crate::harness::tests! {
     fn a_killed_publication_leaves_a_whole_version_or_none,
     fn two_publishers_get_versions_of_their_own,
-    fn an_answer_shows_the_version_that_the_statement_published,
+    fn writers_in_a_folder_at_once,
+    fn writers_in_a_bucket_at_once,
     fn if_not_exists_succeeds_for_all_at_once,
     fn drops_at_once_succeed_and_leave_no_folder,
     async a_model_that_another_version_replaced_meanwhile_is_not_published,
@@ -38,16 +41,16 @@ fn large_model(folder: &Path) -> PathBuf {
 
 fn publish(store: &Path, file: &Path, times: usize) -> Command {
     let statement = format!("CREATE OR REPLACE MODEL m OPTIONS (model_path = '{}')", file.display());
-    let mut command = program(store, &vec![statement.as_str(); times]);
+    let mut command = program(store, &vec![statement; times]);
     command.stdout(Stdio::null());
     command
 }
 
 /// The program with statements over a store.
-fn program(store: &Path, statements: &[&str]) -> Command {
+fn program(store: impl AsRef<OsStr>, statements: &[impl AsRef<str>]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
     command.env_remove("AEFUSION_MODELS").args(["sql", "--quiet", "--format", "csv", "--models"]).arg(store);
-    command.args(statements.iter().flat_map(|statement| ["-c", statement]));
+    command.args(statements.iter().flat_map(|statement| ["-c", statement.as_ref()]));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -152,42 +155,83 @@ fn two_publishers_get_versions_of_their_own() {
     assert!(seen.is_subset(&all) && !seen.is_empty(), "{seen:?}");
 }
 
-fn an_answer_shows_the_version_that_the_statement_published() {
-    const WRITERS: u8 = 6;
-    const EACH: usize = 3;
+fn writers_in_a_folder_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("models");
-    let write = |writer: u8| {
+    writers_at_once(folder.path().join("models").to_str().unwrap(), &BTreeMap::new());
+}
+
+fn writers_in_a_bucket_at_once() {
+    let bucket = Bucket::new();
+    writers_at_once("s3://bucket/models", &bucket.environment());
+}
+
+/// Publishes from 20 processes at once, and kills some of them. Each answer must show the version that the statement
+/// published, and each version must be whole.
+fn writers_at_once(store: &str, environment: &BTreeMap<&str, String>) {
+    const WRITERS: u8 = 20;
+    const EACH: usize = 2;
+    const KILLED: usize = 4;
+    let folder = tempfile::tempdir().unwrap();
+    let create = |writer: u8| {
         let file = folder.path().join(format!("{writer}.onnx"));
         std::fs::write(&file, RandomModel::new([4, 8, 2], "Tanh", [writer; 32]).onnx()).unwrap();
-        let statement = format!("CREATE OR REPLACE MODEL m OPTIONS (model_path = '{}')", file.display());
-        program(&store, &[statement.as_str(); EACH]).spawn().unwrap()
+        format!("CREATE OR REPLACE MODEL m OPTIONS (model_path = '{}')", file.display())
     };
-    let mut programs: Vec<_> = (0..WRITERS).map(write).collect();
-    std::thread::sleep(Duration::from_millis(300));
-    programs[0].kill().unwrap();
-    let mut answers = BTreeMap::new();
+    assert!(program(store, &[create(WRITERS)]).envs(environment).status().unwrap().success());
+    let mut programs: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let statement = match writer % 5 {
+                4 => format!("ALTER MODEL m SET OPTIONS (contamination = 0.{})", writer + 10),
+                _ => create(writer),
+            };
+            program(store, &vec![statement; EACH]).envs(environment).spawn().unwrap()
+        })
+        .collect();
+    let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[12; 32]);
+    for _ in 0..KILLED {
+        std::thread::sleep(Duration::from_millis(u64::from(20 + random.next_u32() % 300)));
+        let mut running: Vec<_> =
+            programs.iter_mut().filter_map(|p| p.try_wait().unwrap().is_none().then_some(p)).collect();
+        if !running.is_empty() {
+            let victim = random.next_u32() as usize % running.len();
+            running[victim].kill().unwrap();
+        }
+    }
+    let mut n_killed = 0;
+    let mut answers: BTreeMap<u64, (usize, String)> = BTreeMap::new();
     for (writer, program) in programs.into_iter().enumerate() {
         let output = program.wait_with_output().unwrap();
-        assert!(output.status.success() || writer == 0, "{}", String::from_utf8_lossy(&output.stderr));
+        let error = String::from_utf8_lossy(&output.stderr);
+        let is_killed = output.status.code().is_none();
+        n_killed += usize::from(is_killed);
+        let is_late = writer % 5 == 4 && error.contains("but this statement started from version");
+        assert!(output.status.success() || is_killed || is_late, "writer {writer}: {error}");
         // model,features,code,sha256
         let lines = String::from_utf8(output.stdout).unwrap();
-        let rows = lines.lines().filter_map(|line| line.strip_prefix("m@")).filter_map(|row| row.split_once(','));
+        let rows: Vec<_> = lines.lines().filter_map(|line| line.strip_prefix("m@")?.split_once(',')).collect();
+        assert!(rows.len() == EACH || !output.status.success(), "writer {writer}: {lines}");
         for (version, row) in rows {
             let sha = row.rsplit(',').next().unwrap();
-            let before = answers.insert(version.to_owned(), (writer, sha.to_owned()));
+            let before = answers.insert(version.parse().unwrap(), (writer, sha.to_owned()));
             assert_eq!(before, None, "two statements answered version {version}");
         }
     }
-    assert!(answers.len() >= usize::from(WRITERS - 1) * EACH, "{answers:?}");
-    let stored = query(&store, "SELECT version, sha256 FROM ae_models()");
-    let stored: BTreeMap<&str, &str> = stored.iter().map(|row| row.split_once(',').unwrap()).collect();
+    assert!(n_killed > 0, "no kill came before its program ended");
+    let listed =
+        program(store, &["SELECT version, sha256, problem FROM ae_models()"]).envs(environment).output().unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let rows = listed.lines().skip(1).map(|row| row.splitn(3, ',').collect::<Vec<_>>());
+    let stored: BTreeMap<u64, Vec<&str>> = rows.map(|row| (row[0].parse().unwrap(), row[1..].to_vec())).collect();
     for (version, (writer, sha)) in &answers {
-        assert_eq!(stored[version.as_str()], sha, "version {version} of writer {writer}");
+        assert_eq!(stored[version], [sha, ""], "version {version} of writer {writer}");
     }
-    let shas =
-        |of| answers.values().filter(move |(writer, _)| *writer == of).map(|(_, sha)| sha).collect::<BTreeSet<_>>();
-    assert!((1..usize::from(WRITERS)).all(|writer| shas(writer).len() == 1), "{answers:?}");
+    assert!(stored.values().all(|row| row[1].is_empty()), "all versions load: {stored:?}");
+    assert!(stored.keys().copied().eq(1..=stored.len() as u64), "no version is missing: {stored:?}");
+    for writer in (0..usize::from(WRITERS)).filter(|writer| writer % 5 < 4) {
+        let shas: BTreeSet<_> = answers.values().filter(|answer| answer.0 == writer).map(|answer| &answer.1).collect();
+        assert!(shas.len() <= 1, "writer {writer} published one file: {answers:?}");
+    }
 }
 
 fn if_not_exists_succeeds_for_all_at_once() {

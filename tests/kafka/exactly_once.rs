@@ -7,7 +7,8 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use xtask::kafka::Broker;
 
-use crate::place::{Bucket, Place};
+use crate::bucket::Bucket;
+use crate::place::Place;
 use crate::topics::{assert_each_once, consume, ids, number, produce, topic};
 
 pub(crate) const TESTS: &[(&str, crate::Test)] =

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
+#[path = "../common/bucket.rs"]
+mod bucket;
 #[path = "../common/clone.rs"]
 mod clone;
 #[path = "../common/harness.rs"]

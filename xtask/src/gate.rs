@@ -110,7 +110,7 @@ impl Tools {
             setup::fetch()?;
             // without Java and Maven this fails, and the tests that need a broker report what is missing
             drop(kafka::fetch());
-            environment("s3", &root().join("tests/kafka/requirements.txt"))?;
+            environment("s3", &root().join("tests/common/requirements.txt"))?;
             environment("exported", &root().join("tests/exported/requirements.txt"))
         }))
     }
