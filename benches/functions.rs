@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aefusion_udfs::SessionStateBuilderExt;
-use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::model::metadata::Metadata;
 use aefusion_udfs::model::runtime::time_in_runs;
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::store::ModelStore;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use datafusion::arrow::array::{
     ArrayRef, FixedSizeListArray, Float32Array, Float64Array, Int32Array, RecordBatch, StructArray,

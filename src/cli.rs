@@ -55,7 +55,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct SessionArgs {
     /// Model store: a directory or URL (s3://, gs://, az://, https://, memory:///)
-    #[arg(long, value_name = "DIR|URL", env = "AEFUSION_MODELS", default_value_os_t = aefusion_udfs::model::store::default_location())]
+    #[arg(long, value_name = "DIR|URL", env = "AEFUSION_MODELS", default_value_os_t = aefusion_udfs::store::default_location())]
     models: PathBuf,
 
     /// Memory for sorts, joins and aggregates before they spill to disk, for example 256MB [default: no limit]

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use aefusion_stream::SessionStateBuilderExt as _;
 use aefusion_train::{SessionStateBuilderExt as _, Unwatched, Watch};
 use aefusion_udfs::SessionStateBuilderExt as _;
-use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::catalog::Models;
+use aefusion_udfs::store::ModelStore;
 use datafusion::catalog::DynamicFileCatalog;
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
@@ -41,7 +41,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        let models = aefusion_udfs::model::store::default_location().to_string_lossy().into_owned();
+        let models = aefusion_udfs::store::default_location().to_string_lossy().into_owned();
         Self { models, memory_limit: None, map_files: true, watch: Arc::new(Unwatched) }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use aefusion_udfs::config::AeOptions;
 use aefusion_udfs::model::Model;
 use aefusion_udfs::model::metadata::Role;
-use aefusion_udfs::model::store::ModelRef;
+use aefusion_udfs::store::ModelRef;
 use clap::Args;
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use datafusion::arrow::compute::{cast, concat_batches};

@@ -41,7 +41,7 @@ impl ObjectStoreRegistry for LazyStores {
         if let Ok(store) = self.known.get_store(url) {
             return Ok(store);
         }
-        let (store, _) = aefusion_udfs::model::store::open(url.as_str())
+        let (store, _) = aefusion_udfs::store::open(url.as_str())
             .map_err(|e: DataFusionError| e.context(format!("could not open {url} to read tables")))?;
         self.known.register_store(url, Arc::clone(&store));
         Ok(store)

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::config::AeOptions;
-use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::model::store::ModelRef;
+use aefusion_udfs::store::ModelRef;
 use datafusion::common::plan_err;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::error::{DataFusionError, Result};
@@ -102,7 +102,7 @@ impl Job {
     /// The error of a permanent failure.
     pub(crate) async fn run(&self) -> Result<()> {
         let what = format!("pipeline '{}'", self.plan.name);
-        let ended = self.run_with_retries().await.map_err(|e| aefusion_udfs::sql::explain(what, e));
+        let ended = self.run_with_retries().await.map_err(|e| aefusion_udfs::explain(what, e));
         self.stats.ended();
         ended
     }

@@ -17,7 +17,7 @@
 //! # async fn run(script: &str) -> datafusion::error::Result<()> {
 //! use aefusion_stream::{Pipelines, RunOptions, SessionStateBuilderExt as _};
 //! use aefusion_udfs::SessionStateBuilderExt as _;
-//! use aefusion_udfs::model::{catalog::Models, store::ModelStore};
+//! use aefusion_udfs::{catalog::Models, store::ModelStore};
 //! use datafusion::execution::SessionStateBuilder;
 //! use datafusion::prelude::SessionContext;
 //!

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::sql::{Statement, execute, explain, parse};
+use aefusion_udfs::catalog::Models;
+use aefusion_udfs::explain;
+use aefusion_udfs::sql::{Statement, execute, parse};
 use datafusion::common::runtime::{JoinSet, SpawnedTask};
 use datafusion::common::{internal_err, plan_err};
 use datafusion::error::{DataFusionError, Result};

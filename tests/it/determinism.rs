@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use aefusion_udfs::SessionStateBuilderExt;
-use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::model::metadata::Metadata;
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::store::ModelStore;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, Float32Array, Int64Array, RecordBatch};
 use datafusion::arrow::datatypes::{Float32Type, Float64Type, Int64Type};
 use datafusion::datasource::MemTable;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use aefusion_udfs::SessionStateBuilderExt;
-use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::model::metadata::Metadata;
-use aefusion_udfs::model::store::ModelStore;
 use aefusion_udfs::sql::SessionContextExt;
+use aefusion_udfs::store::ModelStore;
 use async_trait::async_trait;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionContext;

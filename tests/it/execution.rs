@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::model::Model;
-use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::Metadata;
-use aefusion_udfs::model::store::ModelStore;
 use aefusion_udfs::sql::SessionContextExt;
+use aefusion_udfs::store::ModelStore;
 use datafusion::arrow::array::{ArrayRef, Float32Array, Int64Array, RecordBatch};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::streaming::StreamingTable;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::model::metadata::Metadata;
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::store::ModelStore;
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 

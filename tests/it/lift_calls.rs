@@ -9,11 +9,11 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::config::AeOptions;
 use aefusion_udfs::model::Model;
-use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::Metadata;
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::store::ModelStore;
 use datafusion::arrow::array::{ArrayRef, AsArray, Float32Array, Int64Array, RecordBatch};
 use datafusion::arrow::datatypes::Int64Type;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};

@@ -2,8 +2,8 @@
 
 use aefusion_stream::{Pipelines, RunOptions, SessionStateBuilderExt as _};
 use aefusion_udfs::SessionStateBuilderExt as _;
-use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::catalog::Models;
+use aefusion_udfs::store::ModelStore;
 use datafusion::error::Result;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionContext;

@@ -3,10 +3,10 @@
 //! The model `m` takes `a` and `b`; `n` is the same file under another name.
 
 use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::infer::models_of;
-use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::{Feature, Metadata};
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::store::ModelStore;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use insta::assert_snapshot;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aefusion_udfs::SessionStateBuilderExt;
-use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::model::store::{ModelStore, Publish};
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::sql::{SessionContextExt, Trainer, TrainerHandle, TrainingJob};
+use aefusion_udfs::store::{ModelStore, Publish};
 use async_trait::async_trait;
 use datafusion::error::Result;
 use datafusion::execution::SessionStateBuilder;

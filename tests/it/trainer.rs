@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use aefusion_train::{Control, SessionStateBuilderExt as _, Unwatched, Watch};
 use aefusion_udfs::SessionStateBuilderExt as _;
-use aefusion_udfs::model::catalog::Models;
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::sql::SessionContextExt;
+use aefusion_udfs::store::ModelStore;
 use datafusion::arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch};
 use datafusion::arrow::datatypes::Float64Type;
 use datafusion::common::runtime::SpawnedTask;

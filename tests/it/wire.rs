@@ -1,10 +1,10 @@
 //! Plans that cross a wire give the same rows on the other side, and only with the same file.
 
 use aefusion_udfs::SessionStateBuilderExt;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::infer::InferCodec;
-use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::{Feature, Metadata};
-use aefusion_udfs::model::store::ModelStore;
+use aefusion_udfs::store::ModelStore;
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::physical_plan::collect;

@@ -2,8 +2,8 @@
 
 use aefusion_udfs::model::calibration::Calibration;
 use aefusion_udfs::model::metadata::{Classes, Metadata, NullPolicy, Statistics, Training};
-use aefusion_udfs::model::store::ModelName;
 use aefusion_udfs::model::{Limits, Trial};
+use aefusion_udfs::store::ModelName;
 use bytes::Bytes;
 use datafusion::error::{DataFusionError, Result};
 use prost::Message;

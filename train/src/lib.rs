@@ -11,7 +11,7 @@
 //!
 //! use aefusion_train::{SessionStateBuilderExt as _, Unwatched};
 //! use aefusion_udfs::SessionStateBuilderExt as _;
-//! use aefusion_udfs::model::{catalog::Models, store::ModelStore};
+//! use aefusion_udfs::{catalog::Models, store::ModelStore};
 //! use aefusion_udfs::sql::SessionContextExt;
 //! use datafusion::execution::SessionStateBuilder;
 //! use datafusion::prelude::SessionContext;

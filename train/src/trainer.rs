@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::config::AeOptions;
 use aefusion_udfs::model::Limits;
-use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::runtime::runtime_info;
-use aefusion_udfs::model::store::ModelName;
 use aefusion_udfs::sql::{Trainer, TrainingJob};
+use aefusion_udfs::store::ModelName;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::common::internal_err;

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::choice::Choice;
 use aefusion_udfs::config::AeOptions;
 use aefusion_udfs::model::Model;
 use aefusion_udfs::model::calibration::Calibration;
-use aefusion_udfs::model::catalog::Models;
 use aefusion_udfs::model::metadata::{Classes, ErrorMetric, Feature as FileFeature};
-use aefusion_udfs::model::store::{ModelName, ModelRef};
 use aefusion_udfs::sql::{OptionValue, Options};
+use aefusion_udfs::store::{ModelName, ModelRef};
 use aefusion_udfs::suggest;
 use datafusion::common::plan_err;
 use datafusion::error::Result;

@@ -9,7 +9,7 @@ use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionO
 use datafusion::error::Result;
 
 use crate::model::Limits;
-use crate::model::store::ModelRef;
+use crate::store::ModelRef;
 use crate::suggest;
 
 /// Largest `ae.batch_rows`.

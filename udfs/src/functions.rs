@@ -28,13 +28,14 @@ use datafusion::logical_expr::{
     ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
 };
 
+use crate::catalog::Models;
 use crate::config::AeOptions;
+use crate::explain::explain;
 use crate::matrix::{Form, Rows};
-use crate::model::catalog::Models;
 use crate::model::metadata::Feature;
 use crate::model::{Model, Start};
-use crate::score::{Request, Scores, score};
-use crate::sql::explain;
+use crate::output::Scores;
+use crate::score::{Request, score};
 
 pub(crate) use contributions::Contributions;
 pub(crate) use encode::Encode;
@@ -82,7 +83,7 @@ pub(crate) trait Function: fmt::Debug + Send + Sync {
     /// # Errors
     /// A planning error if the model does not take them.
     fn check(&self, model: &Model, form: &Form) -> Result<()> {
-        form.check(model)
+        form.check(model, model.contract())
     }
 
     /// Type of the result.

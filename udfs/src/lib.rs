@@ -3,7 +3,7 @@
 //! Register the functions once in an application:
 //!
 //! ```no_run
-//! use aefusion_udfs::model::{catalog::Models, store::ModelStore};
+//! use aefusion_udfs::{catalog::Models, store::ModelStore};
 //! use aefusion_udfs::sql::SessionContextExt;
 //! use datafusion::prelude::SessionContext;
 //!
@@ -19,7 +19,7 @@
 //! | what | where |
 //! | --- | --- |
 //! | requirements of a model file | [`model::contract`] |
-//! | names and versions of models | [`model::store`], [`model::catalog`] |
+//! | names and versions of models | [`store`], [`catalog`] |
 //! | search for ONNX Runtime | [`model::runtime`] |
 //! | statements (`CREATE MODEL` …) | [`sql`] |
 //! | one run of a model for all calls of a query | [`infer`] |
@@ -28,27 +28,27 @@
 
 mod bind;
 mod blocking;
-pub mod choice;
-#[doc(hidden)]
-pub mod columns;
+pub mod catalog;
 pub mod config;
+mod explain;
 mod functions;
 pub mod infer;
 mod keep_names;
-mod matrix;
 mod message;
-pub mod model;
-#[doc(hidden)]
-pub mod numbers;
-mod score;
 pub mod sql;
-#[doc(hidden)]
-pub mod suggest;
+pub mod store;
 mod tables;
 mod temporary;
 
 use std::sync::Arc;
 
+/// Model files and their runs.
+pub use aefusion_model as model;
+pub use aefusion_model::choice;
+#[doc(hidden)]
+pub use aefusion_model::{columns, numbers, suggest};
+use aefusion_model::{matrix, output, score};
+use catalog::Models;
 use datafusion::catalog::TableFunction;
 use datafusion::error::Result;
 use datafusion::execution::SessionStateBuilder;
@@ -57,10 +57,11 @@ use datafusion::prelude::SessionContext;
 
 pub use bind::BindModels;
 use config::AeOptions;
+#[doc(hidden)]
+pub use explain::explain;
 use functions::ModelFunction;
 use infer::LiftCalls;
 pub use message::message;
-use model::catalog::Models;
 use sql::OnnxFunctions;
 use tables::{FeatureTable, ModelTable, TrainingTable};
 #[doc(hidden)]

@@ -12,12 +12,10 @@ use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::Query;
 
-use crate::model::store::ModelRef;
+use crate::store::ModelRef;
 
 pub(crate) use factory::OnnxFunctions;
 pub use handler::execute;
-#[doc(hidden)]
-pub use handler::explain;
 pub use options::{OptionValue, Options};
 pub use parser::parse;
 pub use trainer::{Trainer, TrainerHandle, TrainingJob};

@@ -19,12 +19,12 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use futures::{TryFutureExt, stream};
 
+use crate::catalog::{Listed, Models};
 use crate::config::AeOptions;
+use crate::explain::explain;
 use crate::functions::model_argument;
-use crate::model::catalog::{Listed, Models};
-use crate::model::store::ModelRef;
 use crate::model::{Limits, Model, ModelFile};
-use crate::sql::explain;
+use crate::store::ModelRef;
 
 /// What a table lists.
 #[derive(Debug, Clone)]

@@ -8,6 +8,7 @@ mod features;
 mod files;
 mod links;
 mod markdown;
+mod order;
 mod prose;
 mod rust;
 mod targets;
@@ -55,6 +56,7 @@ pub(crate) fn run(only: &[PathBuf]) -> Result<()> {
     let metadata = crates::metadata()?;
     findings.extend(crates::check(&metadata, &root())?);
     findings.extend(targets::check(&metadata, &root()));
+    findings.extend(order::check_names(&root()));
     findings.extend(features::check(&root())?);
     let exceptions = exceptions::read(&root().join(exceptions::FILE))?;
     let mut findings = exceptions::apply(&exceptions, findings);
@@ -118,7 +120,10 @@ impl Texts {
             });
             prose.chain(lines).chain(links.dead(path, text, &root())).collect::<Vec<_>>()
         });
-        let rust = self.rust.iter().flat_map(|(path, text)| rust::check(path, text));
+        let rust = self.rust.iter().flat_map(|(path, text)| {
+            let order = order::check(path, text);
+            rust::check(path, text).into_iter().chain(order)
+        });
         markdown.chain(rust).collect()
     }
 }

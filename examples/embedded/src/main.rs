@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use aefusion_train::{SessionStateBuilderExt as _, Watch};
 use aefusion_udfs::SessionStateBuilderExt as _;
-use aefusion_udfs::model::catalog::Models;
+use aefusion_udfs::catalog::Models;
 use aefusion_udfs::model::metadata::{Feature, Metadata};
-use aefusion_udfs::model::store::ModelStore;
 use aefusion_udfs::sql::SessionContextExt;
+use aefusion_udfs::store::ModelStore;
 use datafusion::arrow::array::{Float64Array, Int64Array, RecordBatch};
 use datafusion::error::Result;
 use datafusion::execution::SessionStateBuilder;

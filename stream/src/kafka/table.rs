@@ -137,6 +137,6 @@ impl TableProviderFactory for KafkaTables {
             let options = statement.options.iter().map(|(key, value)| (option(key), value.clone())).collect();
             KafkaTable::try_new(location, options, statement.schema.as_arrow())
         };
-        table().map(|table| Arc::new(table) as _).map_err(|e| aefusion_udfs::sql::explain(what, e))
+        table().map(|table| Arc::new(table) as _).map_err(|e| aefusion_udfs::explain(what, e))
     }
 }

@@ -18,7 +18,8 @@ use crate::model::Model;
 use crate::model::contract::Contract;
 use crate::model::metadata::Role;
 use crate::model::runtime::Element;
-use crate::score::{Request, Scores};
+use crate::output::Scores;
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_contributions",

@@ -12,7 +12,8 @@ use super::{BatchCall, Function, Spec, documented};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::metadata::{Feature, Role};
 use crate::model::{Model, Start};
-use crate::score::{Request, Scores};
+use crate::output::Scores;
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_decode",

@@ -10,7 +10,8 @@ use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
 use crate::model::metadata::Role;
-use crate::score::{Request, Scores};
+use crate::output::Scores;
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_encode",

@@ -9,7 +9,8 @@ use datafusion::error::Result;
 use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
-use crate::score::{Request, Scores};
+use crate::output::Scores;
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_error",

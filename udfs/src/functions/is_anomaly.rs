@@ -11,7 +11,8 @@ use super::pvalue::calibration;
 use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
-use crate::score::{Request, Scores};
+use crate::output::Scores;
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_is_anomaly",

@@ -13,7 +13,8 @@ use crate::matrix::Form;
 use crate::model::Model;
 use crate::model::metadata::Role;
 use crate::numbers::dim;
-use crate::score::{Request, Scores};
+use crate::output::Scores;
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_predict",

@@ -11,7 +11,8 @@ use super::{BatchCall, Function, Spec, over_features};
 use crate::matrix::Form;
 use crate::model::Model;
 use crate::model::calibration::Calibration;
-use crate::score::{Request, Scores};
+use crate::output::Scores;
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_pvalue",

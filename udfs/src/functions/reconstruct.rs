@@ -16,7 +16,8 @@ use crate::columns::{ColumnKind, from_numbers, is_temporal};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::Model;
 use crate::model::metadata::{Feature, Role};
-use crate::score::{Matrix, Request, Scores};
+use crate::output::{Matrix, Scores};
+use crate::score::Request;
 
 static SPEC: Spec = Spec {
     name: "ae_reconstruct",

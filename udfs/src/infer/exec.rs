@@ -35,10 +35,11 @@ use futures::stream::{self, StreamExt};
 
 use super::Job;
 use super::observe::{ObserverHandle, Scored};
+use crate::explain::explain;
 use crate::functions::BatchCall;
 use crate::matrix::{Form, Rows};
-use crate::score::{Meter, Request, Scores, Scoring};
-use crate::sql::explain;
+use crate::output::Scores;
+use crate::score::{Meter, Request, Scoring};
 
 /// Runs a model over each batch of its input, and adds the outputs as columns.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use datafusion::error::Result;
 use crate::functions::{BatchCall, Contributions, Function, evaluate};
 use crate::matrix::{Form, Rows};
 use crate::model::Model;
-use crate::score::Scores;
+use crate::output::Scores;
 
 /// Receives the rows that queries score. It runs between two batches: keep it fast.
 pub trait Observer: fmt::Debug + Send + Sync {

@@ -22,11 +22,12 @@ use super::exec::InferExec;
 use super::node::Infer;
 use super::{Job, Output};
 use crate::blocking::wait;
+use crate::catalog::Models;
 use crate::config::AeOptions;
 use crate::functions::{self, Bound, Function, ModelFunction};
-use crate::model::catalog::Models;
-use crate::model::store::{ModelName, ModelRef};
-use crate::model::{self, Model};
+use crate::model::Model;
+use crate::model::file::hex;
+use crate::store::{ModelName, ModelRef};
 
 /// First bytes of a message. Messages of other codecs do not start with them.
 const MAGIC: &[u8] = b"aefusion-infer-2:";
@@ -118,7 +119,7 @@ impl InferCodec {
                 "the plan was made with another file of model {model} than the one in {}: SHA-256 {} there, {} here; \
                  give both processes the same store",
                 self.models.store().location(),
-                model::hex(&message.sha256),
+                hex(&message.sha256),
                 model.sha256_hex()
             );
         }

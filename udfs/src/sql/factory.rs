@@ -16,14 +16,16 @@ use datafusion::logical_expr::{
     ColumnarValue, CreateFunction, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
-use super::explain;
+use crate::catalog::Models;
 use crate::config::AeOptions;
+use crate::explain::explain;
 use crate::functions::{BatchCall, Encode, Function, Reconstruct, ReconstructionError, evaluate};
 use crate::matrix::{Form, Rows};
-use crate::model::catalog::Models;
+use crate::model::Model;
+use crate::model::describe::describe;
 use crate::model::metadata::Metadata;
-use crate::model::store::{ModelName, ModelRef, read};
-use crate::model::{Model, describe};
+use crate::model::score::verify;
+use crate::store::{ModelName, ModelRef, read};
 use crate::suggest;
 
 /// Creates functions from ONNX files, for this session.
@@ -94,7 +96,7 @@ impl OnnxFunctions {
         }
         let bytes = describe(&read(state.runtime_env(), location, &limits).await?, Metadata::default(), &limits)?;
         let model = Arc::new(Model::load(&ModelName::new(function)?, 1, bytes, &limits)?);
-        model.verify()?;
+        verify(&model)?;
         Ok(model)
     }
 }

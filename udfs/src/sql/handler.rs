@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
 use datafusion::common::plan_err;
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::{ExecutionPlanProperties, execute_stream};
 use datafusion::prelude::{DataFrame, SessionContext};
@@ -16,13 +16,15 @@ use futures::StreamExt;
 use super::{CreateModel, OptionValue, Options, Statement, TrainerHandle, TrainingJob};
 use crate::bind::bind_prepared;
 use crate::blocking::offload;
+use crate::catalog::Models;
 use crate::choice::Choice;
 use crate::config::AeOptions;
+use crate::explain::explain;
 use crate::model::calibration::Errors;
-use crate::model::catalog::Models;
+use crate::model::describe::{describe, describe_pair, feature_names};
 use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
-use crate::model::store::{ModelName, ModelRef, Outcome, Publish, read, write_new};
-use crate::model::{Limits, Model, Trial, describe, describe_pair, feature_names};
+use crate::model::{Limits, Model, Trial};
+use crate::store::{ModelName, ModelRef, Outcome, Publish, read, write_new};
 use crate::suggest;
 use crate::tables::ModelsTable;
 
@@ -407,15 +409,6 @@ fn take_metadata(options: &mut Options) -> Result<Metadata> {
         }
     }
     Ok(metadata)
-}
-
-/// Puts the operation before the text of an error. The kind of error stays.
-pub fn explain(what: String, error: DataFusionError) -> DataFusionError {
-    match error {
-        DataFusionError::Plan(text) => DataFusionError::Plan(format!("{what}: {text}")),
-        DataFusionError::Execution(text) => DataFusionError::Execution(format!("{what}: {text}")),
-        other => other.context(what),
-    }
 }
 
 fn text(value: String) -> ArrayRef {

@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::{CreateModel, OptionValue, Options, Statement};
-use crate::model::store::ModelRef;
+use crate::store::ModelRef;
 
 /// Parses statements that are separated by semicolons.
 ///

@@ -9,7 +9,7 @@ use datafusion::error::Result;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::Options;
-use crate::model::store::ModelName;
+use crate::store::ModelName;
 
 /// A model to train.
 #[derive(Debug)]

@@ -11,8 +11,9 @@ use super::Finding;
 use crate::cargo_command;
 
 /// A member, and the members that it may use.
-const MAY_USE: [(&str, &[&str]); 7] = [
-    ("aefusion-udfs", &[]),
+const MAY_USE: [(&str, &[&str]); 8] = [
+    ("aefusion-model", &[]),
+    ("aefusion-udfs", &["aefusion-model"]),
     ("aefusion-train", &["aefusion-udfs"]),
     ("aefusion-stream", &["aefusion-udfs"]),
     ("aefusion", &["aefusion-udfs", "aefusion-train", "aefusion-stream"]),
@@ -28,9 +29,9 @@ const CONFINED: [(&str, &[&str]); 13] = [
     ("gemm*", &["aefusion-train"]),
     ("indicatif", &["aefusion"]),
     ("maud", &["aefusion"]),
-    ("multiversion", &["aefusion-train", "aefusion-udfs"]),
+    ("multiversion", &["aefusion-model", "aefusion-train"]),
     ("nalgebra", &["aefusion-train"]),
-    ("ort", &["aefusion-udfs"]),
+    ("ort", &["aefusion-model"]),
     ("plotters", &["aefusion"]),
     ("rand*", &["aefusion-train"]),
     ("rayon", &["aefusion-train"]),

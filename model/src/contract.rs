@@ -1,0 +1,290 @@
+//! The contract of a model file. Loading checks it, SQL types follow from it, and exporters write it.
+
+mod probe;
+mod roles;
+
+use std::fmt;
+
+use datafusion_common::error::{DataFusionError, Result};
+use datafusion_common::plan_err;
+
+use crate::metadata::{ErrorMetric, Feature, Metadata, NullPolicy, Role};
+use crate::onnx::proto::ModelProto;
+use crate::runtime::Element;
+
+pub(crate) use probe::PROBE_ROWS;
+
+/// Largest width of a row of features or outputs.
+const MAX_WIDTH: usize = 1 << 20;
+
+/// A tensor of a model, without its first dimension (the rows).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TensorSpec {
+    /// Name in the graph.
+    pub name: String,
+    /// Type of its elements.
+    pub element: Element,
+    /// Rows of the tensor for each row of the input. 1, except if an exporter flattens `[N, k]` to `[N·k, 1]`, as
+    /// skl2onnx does for scikit-learn's `MLPRegressor`.
+    pub rows_per_row: usize,
+    /// Its dimensions after the first; empty for `[N]`.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// Numbers in a row.
+    pub fn width(&self) -> usize {
+        self.rows_per_row * self.shape.iter().product::<usize>()
+    }
+
+    /// Shape for a number of rows, for ONNX Runtime.
+    pub(crate) fn shape_of(&self, rows: usize) -> Vec<i64> {
+        std::iter::once(rows * self.rows_per_row).chain(self.shape.iter().copied()).map(crate::numbers::dim).collect()
+    }
+}
+
+impl fmt::Display for TensorSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" [N", self.name)?;
+        if self.rows_per_row > 1 {
+            write!(f, "·{}", self.rows_per_row)?;
+        }
+        self.shape.iter().try_for_each(|dim| write!(f, ", {dim}"))?;
+        write!(f, "] {:?}", self.element)
+    }
+}
+
+/// A tensor with a role, or the reason why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The tensor.
+    Tensor(TensorSpec),
+    /// No tensor.
+    None {
+        /// The reason.
+        why: String,
+    },
+}
+
+impl Found {
+    fn none(why: impl Into<String>) -> Self {
+        Self::None { why: why.into() }
+    }
+
+    /// The tensor, if there is one.
+    pub fn tensor(&self) -> Option<&TensorSpec> {
+        match self {
+            Self::Tensor(tensor) => Some(tensor),
+            Self::None { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tensor(tensor) => tensor.fmt(f),
+            Self::None { why } => write!(f, "none: {why}"),
+        }
+    }
+}
+
+/// The inputs and outputs of an autoencoder.
+#[derive(Debug, Clone)]
+pub struct Contract {
+    /// Inputs of the graph: one tensor with all features, or several tensors, often with one feature each.
+    pub inputs: Vec<TensorSpec>,
+    /// The features, in the order of the inputs, row-major.
+    pub features: Vec<Feature>,
+    /// Rows of every run, if the graph fixes their number.
+    pub fixed_rows: Option<usize>,
+    /// The metric of the error.
+    pub error_metric: ErrorMetric,
+    /// The effect of a null feature.
+    pub null_policy: NullPolicy,
+    /// Expected share of anomalies.
+    pub contamination: Option<f64>,
+    /// The feature of each column that the error compares.
+    pub error_features: Option<Vec<usize>>,
+    /// Width of the widest tensor of the graph; block sizes follow from it.
+    pub widest: usize,
+    code: Found,
+    reconstruction: Found,
+    scaled: Found,
+    scaled_reconstruction: Found,
+    logits: Found,
+    /// The tensor at which the decoder alone starts.
+    decoder_entry: Found,
+}
+
+impl Contract {
+    /// Whether both contracts, of the same graph, give the same errors.
+    pub(crate) fn measures_as(&self, other: &Self) -> bool {
+        let roles = [Role::Reconstruction, Role::Scaled, Role::ScaledReconstruction];
+        let name = |contract: &Self, role| contract.tensor(role).map(|tensor| tensor.name.clone());
+        self.error_metric == other.error_metric
+            && self.null_policy == other.null_policy
+            && roles.into_iter().all(|role| name(self, role) == name(other, role))
+    }
+
+    /// Detects the contract of a graph: by `metadata`, then by names, then by shapes.
+    ///
+    /// # Errors
+    /// A planning error if a tensor is missing or ambiguous; it names the option to set.
+    pub(crate) fn discover(model: &ModelProto, metadata: &Metadata) -> Result<Self> {
+        let probed = probe::probe(model, metadata)?;
+        let roles = roles::find(model, metadata, &probed)?;
+        let features = features(metadata, &probed.inputs)?;
+        let error_width = match (&roles.scaled, &roles.scaled_reconstruction) {
+            (Found::Tensor(scaled), Found::Tensor(_)) => scaled.width(),
+            _ => features.len(),
+        };
+        let error_features = error_features(metadata, &features, error_width)?;
+        Ok(Self {
+            features,
+            fixed_rows: probed.fixed_rows,
+            error_metric: metadata.error_metric.unwrap_or_default(),
+            null_policy: metadata.null_policy.unwrap_or_default(),
+            contamination: metadata.contamination,
+            error_features,
+            widest: probed.widest(),
+            inputs: probed.inputs,
+            code: roles.code,
+            reconstruction: roles.reconstruction,
+            scaled: roles.scaled,
+            scaled_reconstruction: roles.scaled_reconstruction,
+            logits: roles.logits,
+            decoder_entry: roles.decoder_entry,
+        })
+    }
+
+    /// The number of features of a graph, without a test run.
+    ///
+    /// # Errors
+    /// A planning error if the inputs do not fit an autoencoder, or the metadata do not fit the inputs.
+    pub(super) fn n_features(model: &ModelProto, metadata: &Metadata) -> Result<usize> {
+        let (inputs, _) = probe::inputs(model, metadata)?;
+        Ok(features(metadata, &inputs)?.len())
+    }
+
+    /// The tensor at which the decoder alone starts.
+    pub fn decoder(&self) -> &Found {
+        &self.decoder_entry
+    }
+
+    /// The tensor with a role, or the reason why there is none.
+    pub fn found(&self, role: Role) -> &Found {
+        match role {
+            Role::Code => &self.code,
+            Role::Reconstruction => &self.reconstruction,
+            Role::Scaled => &self.scaled,
+            Role::ScaledReconstruction => &self.scaled_reconstruction,
+            Role::Logits => &self.logits,
+        }
+    }
+
+    /// The tensor with a role, if there is one.
+    pub fn tensor(&self, role: Role) -> Option<&TensorSpec> {
+        self.found(role).tensor()
+    }
+
+    /// The tensor with a role.
+    ///
+    /// # Errors
+    /// A planning error with the reason if there is none.
+    pub fn require(&self, role: Role) -> Result<&TensorSpec> {
+        match self.found(role) {
+            Found::Tensor(tensor) => Ok(tensor),
+            Found::None { why } => Err(no_tensor(role.name(), why)),
+        }
+    }
+
+    /// The tensor at which the decoder alone starts; it has the width of the code.
+    ///
+    /// # Errors
+    /// A planning error with the reason if the decoder cannot run alone.
+    pub fn require_decoder(&self) -> Result<&TensorSpec> {
+        match &self.decoder_entry {
+            Found::Tensor(tensor) => Ok(tensor),
+            Found::None { why } => Err(no_tensor("decoder that runs from the code alone", why)),
+        }
+    }
+
+    /// The two tensors that the error compares. Without the first, the error compares the features themselves.
+    ///
+    /// # Errors
+    /// A planning error if a tensor is missing.
+    pub fn require_error(&self) -> Result<(Option<&TensorSpec>, &TensorSpec)> {
+        if let (Some(scaled), Some(reconstruction)) = (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
+            return Ok((Some(scaled), reconstruction));
+        }
+        if self.inputs.iter().any(|input| input.element == Element::String) {
+            return Err(no_tensor(
+                "scaled pair, which the error of a model with string inputs needs",
+                "no outputs were found; set the options scaled and scaled_reconstruction",
+            ));
+        }
+        Ok((None, self.require(Role::Reconstruction)?))
+    }
+
+    /// The feature of each column that the error compares.
+    ///
+    /// # Errors
+    /// A planning error if it is unknown.
+    pub fn require_error_features(&self) -> Result<&[usize]> {
+        match &self.error_features {
+            Some(features) => Ok(features),
+            None => plan_err!(
+                "the error compares {} columns, but the feature of each column is unknown; set the option \
+                 scaled_features to one feature name for each column",
+                self.error_width()
+            ),
+        }
+    }
+
+    /// Number of columns that the error compares.
+    pub fn error_width(&self) -> usize {
+        match (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
+            (Some(scaled), Some(_)) => scaled.width(),
+            _ => self.features.len(),
+        }
+    }
+}
+
+fn no_tensor(what: &str, why: &str) -> DataFusionError {
+    DataFusionError::Plan(format!("it has no {what}: {why}"))
+}
+
+/// The features: from `metadata`; otherwise the names of the inputs, if each is one column; otherwise `f0`, `f1` ….
+fn features(metadata: &Metadata, inputs: &[TensorSpec]) -> Result<Vec<Feature>> {
+    let width: usize = inputs.iter().map(TensorSpec::width).sum();
+    let Some(named) = &metadata.features else {
+        if inputs.len() > 1 && inputs.len() == width {
+            return Ok(inputs.iter().map(|input| Feature::named(&input.name)).collect());
+        }
+        return Ok((0..width).map(|i| Feature::named(format!("f{i}"))).collect());
+    };
+    if named.len() != width {
+        return plan_err!("the model takes {width} features, but input_cols names {}", named.len());
+    }
+    for (i, feature) in named.iter().enumerate() {
+        if named[..i].iter().any(|other| other.name == feature.name) {
+            return plan_err!("input_cols names \"{}\" twice", feature.name);
+        }
+    }
+    Ok(named.clone())
+}
+
+fn error_features(metadata: &Metadata, features: &[Feature], width: usize) -> Result<Option<Vec<usize>>> {
+    let Some(names) = &metadata.scaled_features else {
+        return Ok((width == features.len()).then(|| (0..width).collect()));
+    };
+    if names.len() != width {
+        return plan_err!("the error compares {width} columns, but scaled_features names {}", names.len());
+    }
+    let position = |name: &String| match features.iter().position(|feature| feature.name == *name) {
+        Some(index) => Ok(index),
+        None => plan_err!("scaled_features names \"{name}\", which is not among input_cols"),
+    };
+    names.iter().map(position).collect::<Result<_>>().map(Some)
+}

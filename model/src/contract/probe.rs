@@ -1,0 +1,183 @@
+//! Types and shapes of the tensors of a graph, from a test run.
+
+use std::collections::HashMap;
+
+use datafusion_common::error::Result;
+use datafusion_common::plan_err;
+use half::f16;
+
+use super::{MAX_WIDTH, TensorSpec};
+use crate::metadata::Metadata;
+use crate::onnx::proto::{ModelProto, ValueInfoProto};
+use crate::onnx::{Cut, computed_tensors, cut, declared_tensor, encode};
+use crate::runtime::{Element, Input, Observed, Purpose, Session};
+
+/// Rows of the test run: the multiple that every block is padded to.
+pub(crate) const PROBE_ROWS: usize = 16;
+
+/// Inputs and tensors of a graph.
+#[derive(Debug)]
+pub(super) struct Probed {
+    pub(super) inputs: Vec<TensorSpec>,
+    pub(super) fixed_rows: Option<usize>,
+    /// Tensors with one row for each input row, by name.
+    pub(super) tensors: HashMap<String, TensorSpec>,
+}
+
+impl Probed {
+    pub(super) fn widest(&self) -> usize {
+        self.inputs.iter().chain(self.tensors.values()).map(TensorSpec::width).max().unwrap_or(1).max(1)
+    }
+}
+
+/// Runs the graph over rows of zeros, twice if the number of rows is free, with different numbers. Keeps the tensors
+/// with one row of the same shape for each input row.
+///
+/// # Errors
+/// A planning error if the inputs do not fit an autoencoder, or the graph does not run.
+pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
+    let (inputs, fixed_rows) = inputs(model, metadata)?;
+    let rows = fixed_rows.unwrap_or(PROBE_ROWS);
+    let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
+    let declared: Vec<String> = graph.output.iter().map(|value| value.name().to_owned()).collect();
+    let mut all: Vec<String> = computed_tensors(graph).map(str::to_owned).collect();
+    all.extend(declared.iter().filter(|name| !computed_tensors(graph).any(|other| other == name.as_str())).cloned());
+    // Some inner tensors cannot be read (sequences, optional values). Then only the declared outputs are used.
+    let (names, mut session) = match open(model, &all) {
+        Ok(session) => (all, session),
+        Err(_) => {
+            let session = open(model, &declared)?;
+            (declared, session)
+        }
+    };
+    let seen = observe(&mut session, &inputs, rows)?;
+    let again = match fixed_rows {
+        Some(_) => None,
+        None => Some(observe(&mut session, &inputs, 2 * rows)?),
+    };
+    let mut tensors = HashMap::new();
+    for (index, name) in names.into_iter().enumerate() {
+        let Some(tensor) = per_row(&name, &seen[index], rows) else { continue };
+        if again.as_ref().is_none_or(|again| per_row(&name, &again[index], 2 * rows).as_ref() == Some(&tensor)) {
+            tensors.insert(name, tensor);
+        }
+    }
+    Ok(Probed { inputs, fixed_rows, tensors })
+}
+
+fn open(model: &ModelProto, outputs: &[String]) -> Result<Session> {
+    let part = cut(model, &Cut { outputs: outputs.to_vec(), inputs: Vec::new() })?;
+    Session::load(&encode(&part), Purpose::Probe, None)
+}
+
+fn per_row(name: &str, observed: &Observed, rows: usize) -> Option<TensorSpec> {
+    let (element, shape) = observed.as_ref()?;
+    let (first, rest) = shape.split_first()?;
+    let first = usize::try_from(*first).ok()?;
+    let shape: Vec<usize> = rest.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<_>>()?;
+    let tensor = TensorSpec { name: name.to_owned(), element: *element, rows_per_row: first / rows, shape };
+    (first % rows == 0 && (1..=MAX_WIDTH).contains(&tensor.width())).then_some(tensor)
+}
+
+/// The declared inputs, and the fixed number of rows if there is one.
+pub(super) fn inputs(model: &ModelProto, metadata: &Metadata) -> Result<(Vec<TensorSpec>, Option<usize>)> {
+    let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
+    let declared: Vec<&ValueInfoProto> = graph
+        .input
+        .iter()
+        .filter(|input| !graph.initializer.iter().any(|weight| weight.name() == input.name()))
+        .collect();
+    if declared.is_empty() {
+        return plan_err!("not an autoencoder: the graph has no inputs");
+    }
+    let named = metadata.features.as_ref().map(Vec::len).filter(|_| declared.len() == 1);
+    let mut fixed_rows: Option<usize> = None;
+    let mut inputs = Vec::new();
+    for value in declared {
+        let (tensor, rows) = input(value, named)?;
+        if let (Some(rows), Some(other)) = (rows, fixed_rows)
+            && rows != other
+        {
+            return plan_err!("the inputs take different numbers of rows: {other} and {rows}");
+        }
+        fixed_rows = fixed_rows.or(rows);
+        inputs.push(tensor);
+    }
+    let width: usize = inputs.iter().map(TensorSpec::width).sum();
+    if width > MAX_WIDTH {
+        return plan_err!("the model takes {width} features, at most {MAX_WIDTH} are allowed");
+    }
+    Ok((inputs, fixed_rows))
+}
+
+fn input(value: &ValueInfoProto, named: Option<usize>) -> Result<(TensorSpec, Option<usize>)> {
+    let name = value.name();
+    let Some((element, dims)) = declared_tensor(value) else {
+        return plan_err!("input \"{name}\" is not a tensor");
+    };
+    let Some(element) = Element::from_onnx(element) else {
+        return plan_err!(
+            "input \"{name}\" has the element type {element} of ONNX; float, int, bool and string are supported"
+        );
+    };
+    let Some(dims) = dims else {
+        return plan_err!("input \"{name}\" declares no shape; export the model with the shape [N, features]");
+    };
+    let Some((rows, dims)) = dims.split_first() else {
+        return plan_err!("input \"{name}\" is a single number; its first dimension must be the rows");
+    };
+    let known: usize = dims
+        .iter()
+        .flatten()
+        .try_fold(1_usize, |product, dim| product.checked_mul(usize::try_from(*dim).ok()?))
+        .filter(|width| *width <= MAX_WIDTH)
+        .ok_or_else(|| {
+            datafusion_common::error::DataFusionError::Plan(format!("input \"{name}\" is wider than {MAX_WIDTH}"))
+        })?;
+    let free = match (dims.iter().filter(|dim| dim.is_none()).count(), named) {
+        (0, _) => 0,
+        (1, Some(width)) if width >= known && width % known == 0 => width / known,
+        _ => {
+            return plan_err!(
+                "input \"{name}\" leaves its shape [N, {}] open; name its columns with the option input_cols, or \
+                 export it with all dimensions fixed except the first",
+                dims.iter().map(|dim| dim.map_or("?".to_owned(), |dim| dim.to_string())).collect::<Vec<_>>().join(", ")
+            );
+        }
+    };
+    let shape = dims.iter().map(|dim| dim.and_then(|dim| usize::try_from(dim).ok()).unwrap_or(free)).collect();
+    let rows = rows.map(usize::try_from).transpose().ok().flatten();
+    if rows.is_some_and(|rows| rows > MAX_WIDTH) {
+        return plan_err!("input \"{name}\" takes {rows:?} rows at once; at most {MAX_WIDTH} are allowed");
+    }
+    Ok((TensorSpec { name: name.to_owned(), element, rows_per_row: 1, shape }, rows))
+}
+
+fn observe(session: &mut Session, inputs: &[TensorSpec], rows: usize) -> Result<Vec<Observed>> {
+    let zeros: Vec<Zeros> = inputs.iter().map(|input| Zeros::new(input.element, rows * input.width())).collect();
+    let shapes: Vec<Vec<i64>> = inputs.iter().map(|input| input.shape_of(rows)).collect();
+    let inputs: Vec<(Input<'_>, &[i64])> =
+        zeros.iter().zip(&shapes).map(|(zeros, shape)| (zeros.input(), shape.as_slice())).collect();
+    session.observe(&inputs)
+}
+
+macro_rules! zeros {
+    ($($kind:ident: $native:ty),*) => {
+        /// Rows of zeros, or of empty strings.
+        enum Zeros { $($kind(Vec<$native>)),* }
+
+        impl Zeros {
+            fn new(element: Element, n: usize) -> Self {
+                match element { $(Element::$kind => Self::$kind(vec![<$native>::default(); n])),* }
+            }
+
+            fn input(&self) -> Input<'_> {
+                match self { $(Self::$kind(data) => Input::$kind(data)),* }
+            }
+        }
+    };
+}
+zeros!(
+    Float16: f16, Float32: f32, Float64: f64, Int8: i8, Int16: i16, Int32: i32, Int64: i64, UInt8: u8, UInt16: u16,
+    UInt32: u32, UInt64: u64, Bool: bool, String: String
+);

@@ -1,0 +1,85 @@
+//! Files with their contract in their metadata, as the store keeps them.
+
+use bytes::Bytes;
+use datafusion_common::error::Result;
+use datafusion_common::plan_err;
+
+use crate::contract::{Contract, TensorSpec};
+use crate::file::declared_width;
+use crate::metadata::{Metadata, Role};
+use crate::onnx::proto::ModelProto;
+use crate::onnx::{DECODER_PREFIX, Limits, computed_tensors, encode, merge, parse};
+
+/// A copy of a file with its contract and the `options` in its metadata.
+///
+/// # Errors
+/// As [`crate::model::Model::load`].
+pub fn describe(bytes: &Bytes, options: Metadata, limits: &Limits) -> Result<Bytes> {
+    let graph = parse(bytes, limits)?;
+    described(graph, options)
+}
+
+/// One file from an encoder file and a decoder file; see [`describe`].
+///
+/// # Errors
+/// A planning error if the files do not fit together.
+pub fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metadata, limits: &Limits) -> Result<Bytes> {
+    let encoder = parse(encoder, limits).map_err(|e| e.context("encoder_path"))?;
+    let decoder = parse(decoder, limits).map_err(|e| e.context("decoder_path"))?;
+    let outputs: Vec<&str> =
+        encoder.graph.iter().flat_map(|graph| graph.output.iter().map(|value| value.name())).collect();
+    let code = match (options.tensors.get(&Role::Code), outputs.as_slice()) {
+        (Some(name), _) => name.clone(),
+        (None, [only]) => (*only).to_owned(),
+        (None, _) => {
+            return plan_err!("the encoder file has the outputs {outputs:?}; name the code with the option code");
+        }
+    };
+    let merged = merge(&encoder, &decoder, &code)?;
+    // the merge renamed the tensors of the decoder; options have the names of the decoder file
+    let names: Vec<&str> = merged.graph.iter().flat_map(computed_tensors).collect();
+    for (role, name) in options.tensors.iter_mut().filter(|(role, _)| **role != Role::Code) {
+        let renamed = format!("{DECODER_PREFIX}{name}");
+        let is_decoded = matches!(role, Role::Reconstruction | Role::ScaledReconstruction);
+        if names.contains(&renamed.as_str()) && (is_decoded || !names.contains(&name.as_str())) {
+            *name = renamed;
+        }
+    }
+    options.tensors.insert(Role::Code, code);
+    described(merged, options)
+}
+
+/// Names of the features in the metadata of a file; empty if it has none.
+///
+/// # Errors
+/// A planning error if the file cannot be read.
+pub fn feature_names(bytes: &Bytes, limits: &Limits) -> Result<Vec<String>> {
+    let features = Metadata::read(&parse(bytes, limits)?)?.features.unwrap_or_default();
+    Ok(features.into_iter().map(|feature| feature.name).collect())
+}
+
+fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
+    let own = Metadata::read(&graph)?;
+    let was_calibrated = own.calibration.is_some() && options.calibration.is_none();
+    let old = if was_calibrated { Contract::discover(&graph, &own).ok() } else { None };
+    let mut metadata = options.or(own);
+    let contract = Contract::discover(&graph, &metadata)?;
+    if was_calibrated && !old.is_some_and(|old| old.measures_as(&contract)) {
+        metadata.calibration = None;
+    }
+    for role in Role::ALL {
+        if let Some(tensor) = contract.tensor(role) {
+            metadata.tensors.insert(role, tensor.name.clone());
+        }
+    }
+    // the graph declares the widths of its outputs; other widths are known only from a test run
+    metadata.code_width = contract
+        .tensor(Role::Code)
+        .filter(|code| declared_width(&graph, &code.name) != Some(code.width()))
+        .map(TensorSpec::width);
+    metadata.features = Some(contract.features);
+    metadata.error_metric = Some(contract.error_metric);
+    metadata.null_policy = Some(contract.null_policy);
+    metadata.write(&mut graph)?;
+    Ok(encode(&graph))
+}
