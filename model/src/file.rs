@@ -26,8 +26,7 @@ impl ModelFile {
     pub fn read(bytes: Bytes, limits: &Limits) -> Result<Self> {
         let graph = parse(&bytes, limits)?;
         let metadata = Metadata::read(&graph)?;
-        let sha256 = Sha256::digest(&bytes).into();
-        Ok(Self { sha256, bytes, graph, metadata })
+        Ok(Self { sha256: sha256(&bytes), bytes, graph, metadata })
     }
 
     /// SHA-256 of the file in hexadecimal.
@@ -61,6 +60,11 @@ pub(crate) fn declared_width(model: &ModelProto, name: &str) -> Option<usize> {
     let (_, dims) = declared_tensor(output)?;
     let (_, row) = dims.as_deref()?.split_first()?;
     row.iter().try_fold(1, |width: usize, dim| width.checked_mul(usize::try_from((*dim)?).ok()?))
+}
+
+/// SHA-256 of a file.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }
 
 /// Bytes as hexadecimal digits.

@@ -6,11 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use aefusion_udfs::SessionStateBuilderExt;
 use aefusion_udfs::catalog::Models;
+use aefusion_udfs::infer::{InferPlanner, LiftCalls, query_planner};
 use aefusion_udfs::model::metadata::Metadata;
 use aefusion_udfs::sql::SessionContextExt;
 use aefusion_udfs::store::ModelStore;
 use async_trait::async_trait;
+use datafusion::catalog::Session;
 use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::context::QueryPlanner;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionContext;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
@@ -27,6 +33,10 @@ crate::harness::tests! {
     async an_alter_of_a_version_that_is_replaced_meanwhile_is_refused,
     async a_model_of_the_session_can_be_removed,
     async a_name_is_of_the_session_or_of_the_store,
+    async register_all_keeps_what_the_session_has,
+    async register_all_again_replaces_the_models,
+    async a_planner_that_was_there_before_stays,
+    async a_planner_that_comes_later_must_know_the_node,
 }
 
 const FILE: &str = "tests/models/mean.onnx";
@@ -183,4 +193,98 @@ async fn a_name_is_of_the_session_or_of_the_store() {
     assert!(answer.contains("own@1"), "{answer}");
     assert!(run(&session, "DROP MODEL own").await.contains("| own   | 1"));
     assert!(create("own", "MODEL").await.contains("own@1"));
+}
+
+/// Counts the runs of a model in the plan of a query with two calls.
+async fn count_runs(session: &SessionContext) -> usize {
+    let query = "SELECT ae_error('m', x, x + 2), ae_encode('m', x, x + 2) FROM (VALUES (1.0), (2.0)) t (x)";
+    let explained = run(session, &format!("EXPLAIN {query}")).await;
+    assert_eq!(explained.matches("InferExec").count(), explained.matches("Infer:").count(), "{explained}");
+    assert!(run(session, query).await.contains("1.0"), "{explained}");
+    explained.matches("InferExec").count()
+}
+
+async fn models_with_m() -> Models {
+    let models = Models::new(ModelStore::in_memory());
+    models.register("m", std::fs::read(FILE).unwrap(), Metadata::default()).await.unwrap();
+    models
+}
+
+async fn register_all_keeps_what_the_session_has() {
+    let session = SessionContext::new();
+    run(&session, "PREPARE p (BIGINT) AS SELECT $1 + 1 AS next").await;
+    let id = session.session_id();
+    aefusion_udfs::register_all(&session, models_with_m().await).unwrap();
+    assert_eq!((session.session_id(), session.state().session_id()), (id.clone(), id.as_str()));
+    assert!(run(&session, "EXECUTE p (6)").await.contains("| 7"));
+    assert_eq!(count_runs(&session).await, 0);
+    // a session with the planner of the crate shares runs
+    let state = SessionStateBuilder::new().with_default_features().with_query_planner(query_planner()).build();
+    let session = SessionContext::new_with_state(state);
+    aefusion_udfs::register_all(&session, models_with_m().await).unwrap();
+    aefusion_udfs::register_all(&session, models_with_m().await).unwrap();
+    assert_eq!(count_runs(&session).await, 1);
+}
+
+async fn register_all_again_replaces_the_models() {
+    let session = SessionContext::new();
+    aefusion_udfs::register_all(&session, Models::new(ModelStore::in_memory())).unwrap();
+    let call = "SELECT ae_error('m', 1, 3)";
+    assert!(run(&session, call).await.contains("model m not found"));
+    aefusion_udfs::register_all(&session, models_with_m().await).unwrap();
+    assert!(run(&session, call).await.contains("| 1.0"));
+    let create = "CREATE FUNCTION e(DOUBLE, DOUBLE) RETURNS DOUBLE LANGUAGE ONNX AS 'm?output=error'";
+    run(&session, create).await;
+    assert!(run(&session, "SELECT e(1, 3)").await.contains("| 1.0"));
+    assert!(run(&session, "SELECT model FROM ae_models()").await.contains("| m "));
+}
+
+/// The planner of an application, with or without the node of this crate.
+#[derive(Debug)]
+struct OwnPlanner(bool);
+
+#[async_trait]
+impl QueryPlanner for OwnPlanner {
+    async fn create_physical_plan(
+        &self,
+        plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> datafusion::error::Result<Arc<dyn ExecutionPlan>> {
+        let own: Vec<Arc<dyn ExtensionPlanner + Send + Sync>> = match self.0 {
+            true => vec![Arc::new(InferPlanner)],
+            false => Vec::new(),
+        };
+        DefaultPhysicalPlanner::with_extension_planners(own).create_physical_plan(plan, session).await
+    }
+}
+
+async fn a_planner_that_was_there_before_stays() {
+    for knows_node in [true, false] {
+        let builder =
+            SessionStateBuilder::new().with_default_features().with_query_planner(Arc::new(OwnPlanner(knows_node)));
+        let state = builder.with_autoencoders(models_with_m().await).build();
+        assert!(format!("{:?}", state.query_planner()).contains("OwnPlanner"));
+        assert_eq!(count_runs(&SessionContext::new_with_state(state.clone())).await, 0);
+        if knows_node {
+            let state = SessionStateBuilder::new_from_existing(state)
+                .with_analyzer_rule(Arc::new(LiftCalls))
+                .with_optimizer_rule(Arc::new(LiftCalls));
+            assert_eq!(count_runs(&SessionContext::new_with_state(state.build())).await, 1);
+        }
+    }
+    // DataFusion's planner gives way
+    let state = SessionStateBuilder::new_from_existing(SessionContext::new().state());
+    let session = SessionContext::new_with_state(state.with_autoencoders(models_with_m().await).build());
+    assert_eq!(count_runs(&session).await, 1);
+}
+
+async fn a_planner_that_comes_later_must_know_the_node() {
+    let builder = async || SessionStateBuilder::new().with_default_features().with_autoencoders(models_with_m().await);
+    let state = builder().await.with_query_planner(Arc::new(OwnPlanner(true))).build();
+    assert_eq!(count_runs(&SessionContext::new_with_state(state)).await, 1);
+    let state = builder().await.with_query_planner(Arc::new(OwnPlanner(false))).build();
+    let error =
+        run(&SessionContext::new_with_state(state), "SELECT ae_error('m', x, x) FROM (VALUES (1.0)) t (x)").await;
+    let expected = "Infer of model m@1; add aefusion_udfs::infer::InferPlanner to the query planner of the session";
+    assert!(error.contains(expected), "{error}");
 }

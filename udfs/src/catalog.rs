@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use crate::blocking::{offload, wait};
 use crate::config::AeOptions;
 use crate::model::describe::describe;
+#[cfg(feature = "proto")]
+use crate::model::file::{hex, sha256};
 use crate::model::metadata::Metadata;
 use crate::model::score::verify;
 use crate::model::{Limits, Model, ModelFile};
@@ -318,6 +320,20 @@ impl Models {
             model.map(Arc::new).map_err(failed)
         };
         let loaded = self.shared.loaded.try_get_with(FileKey::of(stored), load).await;
+        loaded.map_err(|error| Arc::try_unwrap(error).unwrap_or_else(DataFusionError::Shared))
+    }
+
+    /// The model of a file that is not in the store, such as one in the plan of another process. Its version is 1.
+    ///
+    /// # Errors
+    /// A planning error if the file is refused.
+    #[cfg(feature = "proto")]
+    pub(crate) async fn of_file(&self, name: &ModelName, bytes: Bytes, limits: &Limits) -> Result<Arc<Model>> {
+        let e_tag = Some(hex(&sha256(&bytes)));
+        let key = FileKey { name: name.clone(), version: 1, size: bytes.len() as u64, last_modified: 0, e_tag };
+        let (name, limits) = (name.clone(), *limits);
+        let load = offload(move || Model::load(&name, 1, bytes, &limits).map(Arc::new));
+        let loaded = self.shared.loaded.try_get_with(key, load).await;
         loaded.map_err(|error| Arc::try_unwrap(error).unwrap_or_else(DataFusionError::Shared))
     }
 

@@ -5,6 +5,7 @@ mod decode;
 mod encode;
 mod error;
 mod is_anomaly;
+mod onnx;
 mod predict;
 mod predict_proba;
 mod pvalue;
@@ -40,6 +41,7 @@ use crate::score::{Request, score};
 pub(crate) use contributions::Contributions;
 pub(crate) use encode::Encode;
 pub(crate) use error::ReconstructionError;
+pub(crate) use onnx::OnnxFunction;
 pub(crate) use reconstruct::Reconstruct;
 
 const SECTION: DocSection = DocSection {

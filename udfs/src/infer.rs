@@ -35,8 +35,8 @@ use crate::score::Request;
 pub use lift::LiftCalls;
 pub use node::Infer;
 pub use observe::{Observer, ObserverHandle, Scored};
-pub use planner::InferPlanner;
-pub(crate) use planner::{can_plan, query_planner};
+pub use planner::{InferPlanner, query_planner};
+pub(crate) use planner::{is_custom, is_own_planner};
 #[cfg(feature = "proto")]
 pub use proto::InferCodec;
 

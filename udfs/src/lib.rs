@@ -1,15 +1,17 @@
 //! Autoencoders as SQL functions for Apache DataFusion, run by ONNX Runtime.
 //!
-//! Register the functions once in an application:
+//! Add them to the session of an application. [`register_all`] adds them to a session that exists already.
 //!
 //! ```no_run
 //! use aefusion_udfs::{catalog::Models, store::ModelStore};
-//! use aefusion_udfs::sql::SessionContextExt;
+//! use aefusion_udfs::{SessionStateBuilderExt, sql::SessionContextExt};
+//! use datafusion::execution::SessionStateBuilder;
 //! use datafusion::prelude::SessionContext;
 //!
 //! # async fn run() -> datafusion::error::Result<()> {
-//! let session = SessionContext::new();
-//! aefusion_udfs::register_all(&session, Models::new(ModelStore::open("models")?))?;
+//! let models = Models::new(ModelStore::open("models")?);
+//! let state = SessionStateBuilder::new().with_default_features().with_autoencoders(models).build();
+//! let session = SessionContext::new_with_state(state);
 //! session.ae_sql("CREATE MODEL pumps OPTIONS (model_type = 'onnx', model_path = 'pumps.onnx')").await?;
 //! session.ae_sql("SELECT id, ae_error('pumps') FROM readings").await?.show().await?;
 //! # Ok(())
@@ -53,6 +55,7 @@ use datafusion::catalog::TableFunction;
 use datafusion::error::Result;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::ScalarUDF;
+use datafusion::optimizer::AnalyzerRule;
 use datafusion::prelude::SessionContext;
 
 pub use bind::BindModels;
@@ -83,9 +86,13 @@ pub fn table_functions(models: &Models) -> Vec<Arc<TableFunction>> {
 }
 
 /// Adds autoencoders to an existing session: functions, table functions, settings and
-/// `CREATE FUNCTION … LANGUAGE ONNX`.
+/// `CREATE FUNCTION … LANGUAGE ONNX`. A rule pins models and takes columns by name.
 ///
-/// Also adds two rules: one binds columns by name, the other shares the runs of a model.
+/// The session keeps its id, its prepared statements and its query planner. Its calls share the runs of a model only if
+/// it has the [planner of this crate](infer::query_planner). Otherwise a model runs once for each call, with the same
+/// results. [`SessionStateBuilderExt::with_autoencoders`] builds a session that shares them.
+///
+/// Another call replaces the models of the session.
 ///
 /// # Errors
 /// An error if the session's functions cannot be changed.
@@ -101,34 +108,33 @@ pub fn register_all(session: &SessionContext, models: Models) -> Result<()> {
     for function in table_functions(&models) {
         state.register_udtf(function.name(), Arc::clone(function.function()));
     }
-    state.add_analyzer_rule(Arc::new(BindModels));
     if state.function_factory().is_none() {
-        state.set_function_factory(Arc::new(OnnxFunctions { models }));
+        state.set_function_factory(Arc::new(OnnxFunctions));
     }
-    if infer::can_plan(Some(state.query_planner())) {
-        let builder = SessionStateBuilder::new_from_existing(state.clone());
-        *state = with_lifted_calls(builder).build();
-    } else {
-        log::warn!("{CUSTOM_PLANNER}");
+    let has = |name: &str| state.analyzer().rules.iter().any(|rule| rule.name() == name);
+    let (is_bound, is_lifted) = (has(BindModels.name()), has(AnalyzerRule::name(&LiftCalls)));
+    if !is_bound {
+        state.add_analyzer_rule(Arc::new(BindModels));
+    }
+    if !is_lifted && infer::is_own_planner(state.query_planner()) {
+        state.add_analyzer_rule(Arc::new(LiftCalls));
+        drop(state);
+        session.add_optimizer_rule(Arc::new(LiftCalls));
     }
     Ok(())
 }
 
 /// Without lifted calls, a model runs once for each call instead of once for each row. Results are the same.
-const CUSTOM_PLANNER: &str = "the session has a custom query planner: calls are not lifted into shared runs of their \
-                              model; add aefusion_udfs::infer::InferPlanner to the planner, and the rule LiftCalls to \
-                              the session";
-
-fn with_lifted_calls(builder: SessionStateBuilder) -> SessionStateBuilder {
-    builder
-        .with_analyzer_rule(Arc::new(LiftCalls))
-        .with_optimizer_rule(Arc::new(LiftCalls))
-        .with_query_planner(infer::query_planner())
-}
+const CUSTOM_PLANNER: &str = "the session has a query planner of its own: a model runs once for each call; to share the \
+                              runs, add aefusion_udfs::infer::InferPlanner to the planner, and the rule \
+                              aefusion_udfs::infer::LiftCalls to the analyzer and the optimizer of the session";
 
 /// Adds autoencoders to the builder of a session.
 pub trait SessionStateBuilderExt {
-    /// Adds the same as [`register_all`].
+    /// Adds the same as [`register_all`], with a query planner that shares the runs of a model between calls.
+    ///
+    /// A query planner that the builder has already stays: calls then share no run, and a warning in the log says what
+    /// to add. A planner that is set later must know [`infer::InferPlanner`]. Otherwise queries with calls are an error.
     #[must_use]
     fn with_autoencoders(self, models: Models) -> Self;
 }
@@ -142,15 +148,16 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         self.scalar_functions().get_or_insert_default().extend(scalar_functions(&models, &options));
         let tables = table_functions(&models).into_iter().map(|function| (function.name().to_owned(), function));
         self.table_functions().get_or_insert_default().extend(tables);
-        self.function_factory().get_or_insert_with(|| Arc::new(OnnxFunctions { models }));
-        let can_plan = infer::can_plan(self.query_planner().as_ref());
+        self.function_factory().get_or_insert_with(|| Arc::new(OnnxFunctions));
+        let is_custom = self.query_planner().as_ref().is_some_and(infer::is_custom);
         let builder = self.with_analyzer_rule(Arc::new(BindModels));
-        match can_plan {
-            true => with_lifted_calls(builder),
-            false => {
-                log::warn!("{CUSTOM_PLANNER}");
-                builder
-            }
+        if is_custom {
+            log::warn!("{CUSTOM_PLANNER}");
+            return builder;
         }
+        builder
+            .with_analyzer_rule(Arc::new(LiftCalls))
+            .with_optimizer_rule(Arc::new(LiftCalls))
+            .with_query_planner(infer::query_planner())
     }
 }

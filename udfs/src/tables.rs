@@ -1,40 +1,49 @@
 //! Tables of models, of their features and of their training. A scan reads the store, not the planning of a query.
 
+mod exec;
+
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
-    UInt64Array,
-};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider};
-use datafusion::common::{plan_err, project_schema};
+use datafusion::common::plan_err;
 use datafusion::error::Result;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
-use futures::{TryFutureExt, stream};
 
-use crate::catalog::{Listed, Models};
-use crate::config::AeOptions;
+use crate::catalog::Models;
 use crate::explain::explain;
 use crate::functions::model_argument;
-use crate::model::{Limits, Model, ModelFile};
 use crate::store::ModelRef;
+pub(crate) use exec::ModelsExec;
 
 /// What a table lists.
-#[derive(Debug, Clone)]
-enum Subject {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Subject {
     /// One row for each model and version.
     Models,
     /// One row for each feature of a model; of the default model without a name.
     Features(Option<ModelRef>),
     /// One row for each epoch of the training of a model.
     Training(Option<ModelRef>),
+}
+
+impl fmt::Display for Subject {
+    /// The call, such as `ae_features('fraud')`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (function, model) = match self {
+            Self::Models => ("ae_models", None),
+            Self::Features(model) => ("ae_features", model.as_ref()),
+            Self::Training(model) => ("ae_training", model.as_ref()),
+        };
+        match model {
+            Some(model) => write!(f, "{function}('{model}')"),
+            None => write!(f, "{function}()"),
+        }
+    }
 }
 
 impl Subject {
@@ -102,8 +111,13 @@ impl ModelsTable {
         Self::new(models, Subject::Models)
     }
 
-    fn new(models: &Models, subject: Subject) -> Self {
+    pub(crate) fn new(models: &Models, subject: Subject) -> Self {
         Self { models: models.clone(), schema: subject.schema(), subject }
+    }
+
+    #[cfg(feature = "proto")]
+    pub(crate) fn subject(&self) -> &Subject {
+        &self.subject
     }
 }
 
@@ -119,182 +133,14 @@ impl TableProvider for ModelsTable {
 
     async fn scan(
         &self,
-        session: &dyn Session,
+        _session: &dyn Session,
         projection: Option<&Vec<usize>>,
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let options = AeOptions::of(session.config_options());
         let columns = projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
-        let schema = project_schema(&self.schema, projection)?;
-        let scan = Scan {
-            models: self.models.clone(),
-            subject: self.subject.clone(),
-            columns,
-            schema: Arc::clone(&schema),
-            options,
-        };
-        Ok(Arc::new(StreamingTableExec::try_new(schema, vec![Arc::new(scan)], None, None, false, limit)?))
+        Ok(Arc::new(ModelsExec::try_new(&self.models, self.subject.clone(), columns, limit)?))
     }
-}
-
-/// A scan of a [`ModelsTable`].
-#[derive(Debug, Clone)]
-struct Scan {
-    models: Models,
-    subject: Subject,
-    /// Indices of the columns that the query reads.
-    columns: Vec<usize>,
-    schema: SchemaRef,
-    options: AeOptions,
-}
-
-impl PartitionStream for Scan {
-    fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
-    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let (scan, schema) = (self.clone(), Arc::clone(&self.schema));
-        let batch_rows = context.session_config().batch_size().max(1);
-        match &self.subject {
-            Subject::Models => {
-                let rows = stream::try_unfold(None, move |listed| scan.clone().next_models(listed, batch_rows));
-                Box::pin(RecordBatchStreamAdapter::new(schema, rows))
-            }
-            Subject::Features(model) => {
-                let model = model.clone();
-                let rows = async move { scan.of_model("ae_features", model, feature_columns).await };
-                Box::pin(RecordBatchStreamAdapter::new(schema, stream::once(rows)))
-            }
-            Subject::Training(model) => {
-                let model = model.clone();
-                let rows = async move { scan.of_model("ae_training", model, epoch_columns).await };
-                Box::pin(RecordBatchStreamAdapter::new(schema, stream::once(rows)))
-            }
-        }
-    }
-}
-
-/// The models that [`Scan::next_models`] has still to list.
-type Waiting = std::vec::IntoIter<Listed>;
-
-impl Scan {
-    /// The next rows of `ae_models()`, and the models after them. One file at a time is in memory.
-    async fn next_models(self, listed: Option<Waiting>, n: usize) -> Result<Option<(RecordBatch, Option<Waiting>)>> {
-        // the first batch has the schema, also if it has no rows
-        let is_first = listed.is_none();
-        let mut listed = match listed {
-            Some(listed) => listed,
-            None => self.models.list().await?.into_iter(),
-        };
-        // the contents of files give these columns
-        let reads_files = self.columns.iter().any(|column| [2, 3, 4, 7, 8].contains(column));
-        let limits = self.options.limits();
-        let mut rows = Vec::new();
-        for model in listed.by_ref().take(n) {
-            rows.push(ModelRow::of(model, &self.models, reads_files.then_some(&limits)).await);
-        }
-        if rows.is_empty() && !is_first {
-            return Ok(None);
-        }
-        Ok(Some((self.project(model_columns(&rows))?, Some(listed))))
-    }
-
-    /// The rows of a table about one model.
-    async fn of_model(
-        self,
-        function: &str,
-        model: Option<ModelRef>,
-        columns: fn(&Model) -> Result<Vec<ArrayRef>>,
-    ) -> Result<RecordBatch> {
-        let what = format!("{function}({})", model.iter().map(|name| format!("'{name}'")).collect::<String>());
-        let reference = match model {
-            Some(model) => Some(model),
-            None => self.options.reference(None)?,
-        };
-        let limits = self.options.limits();
-        let found = self.models.choose(reference.as_ref(), &limits).map_err(|e| explain(what, e)).await?;
-        self.project(columns(&found)?)
-    }
-
-    fn project(&self, all: Vec<ArrayRef>) -> Result<RecordBatch> {
-        let n = all.first().map_or(0, |column| column.len());
-        let columns = self.columns.iter().map(|column| Arc::clone(&all[*column])).collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(n));
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
-    }
-}
-
-/// A row of `ae_models()`.
-struct ModelRow {
-    model: String,
-    version: u64,
-    size: u64,
-    published: Option<i64>,
-    contents: Result<Contents>,
-}
-
-/// What a file says about its model.
-#[derive(Default)]
-struct Contents {
-    features: Option<u64>,
-    code: Option<u64>,
-    producer: Option<String>,
-    sha256: Option<String>,
-}
-
-impl ModelRow {
-    /// Reads the file of a stored model, with limits, if a query wants its contents.
-    async fn of(listed: Listed, models: &Models, limits: Option<&Limits>) -> Self {
-        match listed {
-            Listed::Session(model) => Self {
-                model: model.name().to_owned(),
-                version: model.version(),
-                size: model.bytes().len() as u64,
-                published: None,
-                contents: Contents::of(model.file()),
-            },
-            Listed::Stored(stored) => Self {
-                contents: match limits {
-                    Some(limits) => models.read(&stored, limits).await.and_then(|file| Contents::of(&file)),
-                    None => Ok(Contents::default()),
-                },
-                version: stored.version,
-                size: stored.meta.size,
-                published: Some(stored.meta.last_modified.timestamp_micros()),
-                model: stored.name.to_string(),
-            },
-        }
-    }
-}
-
-impl Contents {
-    fn of(file: &ModelFile) -> Result<Self> {
-        Ok(Self {
-            features: Some(file.n_features()? as u64),
-            code: file.code_width().map(|width| width as u64),
-            producer: Some(file.producer()),
-            sha256: Some(file.sha256_hex()),
-        })
-    }
-}
-
-fn model_columns(rows: &[ModelRow]) -> Vec<ArrayRef> {
-    let contents = || rows.iter().map(|row| row.contents.as_ref().ok());
-    let problems = rows.iter().map(|row| row.contents.as_ref().err().map(|e| e.strip_backtrace()));
-    let published = rows.iter().map(|row| row.published).collect::<TimestampMicrosecondArray>();
-    vec![
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.model.as_str()))),
-        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.version))),
-        Arc::new(contents().map(|contents| contents?.features).collect::<UInt64Array>()),
-        Arc::new(contents().map(|contents| contents?.code).collect::<UInt64Array>()),
-        Arc::new(contents().map(|contents| contents?.producer.as_deref()).collect::<StringArray>()),
-        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.size))),
-        Arc::new(published.with_timezone("UTC")),
-        Arc::new(contents().map(|contents| contents?.sha256.as_deref()).collect::<StringArray>()),
-        Arc::new(problems.collect::<StringArray>()),
-    ]
 }
 
 /// `ae_models()`: one row for each model and version.
@@ -341,43 +187,4 @@ fn model_of(function: &str, args: &TableFunctionArgs<'_, '_>) -> Result<Option<M
     };
     let Some(name) = name else { return plan_err!("{function}('model') takes the name of a model as a string") };
     ModelRef::parse(name).map(Some).map_err(|e| explain(format!("{function}('{name}')"), e))
-}
-
-fn feature_columns(model: &Model) -> Result<Vec<ArrayRef>> {
-    let contract = model.contract();
-    let inputs: Vec<_> = contract.inputs.iter().flat_map(|input| std::iter::repeat_n(input, input.width())).collect();
-    let features = &contract.features;
-    let statistics = model.metadata().statistics.as_deref().unwrap_or_default();
-    let of = |i: usize| statistics.get(i);
-    let rows = 0..features.len();
-    Ok(vec![
-        Arc::new(UInt64Array::from_iter_values(1..=features.len() as u64)),
-        Arc::new(StringArray::from_iter_values(features.iter().map(|feature| feature.name.as_str()))),
-        Arc::new(features.iter().map(|feature| feature.type_name.as_deref()).collect::<StringArray>()),
-        Arc::new(StringArray::from_iter_values(inputs.iter().map(|input| input.name.as_str()))),
-        Arc::new(StringArray::from_iter_values(inputs.iter().map(|input| format!("{:?}", input.element)))),
-        Arc::new(rows.clone().map(|i| Some(of(i)?.count)).collect::<UInt64Array>()),
-        Arc::new(rows.clone().map(|i| Some(of(i)?.nulls)).collect::<UInt64Array>()),
-        Arc::new(rows.clone().map(|i| of(i)?.mean).collect::<Float64Array>()),
-        Arc::new(rows.clone().map(|i| of(i)?.deviation).collect::<Float64Array>()),
-        Arc::new(rows.clone().map(|i| of(i)?.min).collect::<Float64Array>()),
-        Arc::new(rows.clone().map(|i| of(i)?.max).collect::<Float64Array>()),
-        Arc::new(rows.clone().map(|i| of(i)?.levels).collect::<UInt64Array>()),
-        Arc::new(rows.map(|i| of(i)?.mode.as_deref()).collect::<StringArray>()),
-    ])
-}
-
-fn epoch_columns(model: &Model) -> Result<Vec<ArrayRef>> {
-    let epochs = match &model.metadata().training {
-        Some(training) => training.history.as_slice(),
-        None => return plan_err!("ae_training('{model}'): the file has no record of a training"),
-    };
-    Ok(vec![
-        Arc::new(StringArray::from_iter_values(epochs.iter().map(|epoch| epoch.stage.as_str()))),
-        Arc::new(UInt64Array::from_iter_values(epochs.iter().map(|epoch| epoch.epoch))),
-        Arc::new(Float64Array::from_iter_values(epochs.iter().map(|epoch| epoch.loss))),
-        Arc::new(epochs.iter().map(|epoch| epoch.held_out_loss).collect::<Float64Array>()),
-        Arc::new(Float64Array::from_iter_values(epochs.iter().map(|epoch| epoch.learn_rate))),
-        Arc::new(epochs.iter().map(|epoch| Some(epoch.is_best)).collect::<BooleanArray>()),
-    ])
 }

@@ -18,7 +18,7 @@ use crate::model::{Model, Start};
 /// Adds the outputs of a model to its input, one column for each function.
 ///
 /// It keeps all rows in their order.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Infer {
     input: LogicalPlan,
     features: Vec<Expr>,
@@ -100,6 +100,17 @@ impl Infer {
             true => Ok(None),
             false => Self::new(self.input.clone(), self.features.clone(), job).map(Some),
         }
+    }
+}
+
+/// DataFusion shows this text if no planner of the session knows the node.
+impl fmt::Debug for Infer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Infer of model {}; add aefusion_udfs::infer::InferPlanner to the query planner of the session",
+            self.job.model
+        )
     }
 }
 

@@ -1,5 +1,6 @@
 //! Plans the physical node of a logical node.
 
+use std::any::{Any, TypeId};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,6 +8,7 @@ use datafusion::catalog::Session;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{internal_err, plan_err};
 use datafusion::error::Result;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{DmlStatement, LogicalPlan, UserDefinedLogicalNode, WriteOp};
@@ -87,13 +89,25 @@ fn keeps_filters(input: &LogicalPlan) -> bool {
     }
 }
 
-/// The query planner that a session with [`super::LiftCalls`] needs.
-pub(crate) fn query_planner() -> Arc<dyn QueryPlanner + Send + Sync> {
+/// DataFusion's query planner with [`InferPlanner`]. A session with [`super::LiftCalls`] needs it, or a planner of its
+/// own that knows [`InferPlanner`].
+pub fn query_planner() -> Arc<dyn QueryPlanner + Send + Sync> {
     Arc::new(InferQueryPlanner)
 }
 
-/// Whether a session has the default query planner. A custom planner may not know [`Infer`] nodes.
-pub(crate) fn can_plan(planner: Option<&Arc<dyn QueryPlanner + Send + Sync>>) -> bool {
+/// Whether a planner is that of [`query_planner`].
+pub(crate) fn is_own_planner(planner: &Arc<dyn QueryPlanner + Send + Sync>) -> bool {
+    type_of(planner) == TypeId::of::<InferQueryPlanner>()
+}
+
+/// Whether a planner is neither DataFusion's default nor that of [`query_planner`]. It may not know [`Infer`] nodes.
+pub(crate) fn is_custom(planner: &Arc<dyn QueryPlanner + Send + Sync>) -> bool {
     // the type of the default planner is not public
-    planner.is_none_or(|planner| format!("{planner:?}").starts_with("DefaultQueryPlanner"))
+    let default = SessionStateBuilder::new().build();
+    !is_own_planner(planner) && type_of(planner) != type_of(default.query_planner())
+}
+
+fn type_of(planner: &Arc<dyn QueryPlanner + Send + Sync>) -> TypeId {
+    let planner: &dyn Any = planner.as_ref();
+    planner.type_id()
 }

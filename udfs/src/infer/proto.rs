@@ -1,11 +1,13 @@
 //! Plans as messages of `datafusion-proto`, for other processes that run the same model files.
 
+mod message;
+
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{TableReference, internal_err, plan_err};
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{AggregateUDF, Extension, LogicalPlan, ScalarUDF, WindowUDF};
 use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
@@ -15,8 +17,7 @@ use datafusion_proto::logical_plan::{
 use datafusion_proto::physical_plan::{
     DefaultPhysicalExtensionCodec, PhysicalExtensionCodec, PhysicalPlanDecodeContext, PhysicalProtoConverterExtension,
 };
-use datafusion_proto::protobuf::{LogicalExprNode, PhysicalExprNode};
-use prost::Message;
+use datafusion_proto::protobuf::ArrowType;
 
 use super::exec::InferExec;
 use super::node::Infer;
@@ -24,63 +25,21 @@ use super::{Job, Output};
 use crate::blocking::wait;
 use crate::catalog::Models;
 use crate::config::AeOptions;
-use crate::functions::{self, Bound, Function, ModelFunction};
+use crate::functions::{self, Bound, Function, ModelFunction, OnnxFunction};
 use crate::model::Model;
 use crate::model::file::hex;
 use crate::store::{ModelName, ModelRef};
+use crate::tables::{ModelsExec, ModelsTable, Subject};
+use message::{
+    CreatedMessage, FunctionMessage, InferMessage, ModelMessage, Node, NodeMessage, OutputMessage, TableMessage,
+    created_message, external, infer_message, model_message, read, table_message, write,
+};
 
-/// First bytes of a message. Messages of other codecs do not start with them.
-const MAGIC: &[u8] = b"aefusion-infer-2:";
-
-/// A model file. The receiver finds it by name and version in its own store, and refuses another checksum.
-#[derive(Clone, PartialEq, Message)]
-struct ModelMessage {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(uint64, tag = "2")]
-    version: u64,
-    #[prost(bytes = "vec", tag = "3")]
-    sha256: Vec<u8>,
-}
-
-/// A bound call.
-#[derive(Clone, PartialEq, Message)]
-struct FunctionMessage {
-    #[prost(message, optional, tag = "1")]
-    model: Option<ModelMessage>,
-    /// Whether the first argument names the model.
-    #[prost(bool, tag = "2")]
-    is_named: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct OutputMessage {
-    #[prost(string, tag = "1")]
-    function: String,
-    #[prost(string, tag = "2")]
-    column: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct InferMessage {
-    #[prost(message, optional, tag = "1")]
-    model: Option<ModelMessage>,
-    #[prost(message, repeated, tag = "2")]
-    outputs: Vec<OutputMessage>,
-    /// Features of a logical node.
-    #[prost(message, repeated, tag = "3")]
-    features: Vec<LogicalExprNode>,
-    /// Features of a physical node.
-    #[prost(message, repeated, tag = "4")]
-    physical_features: Vec<PhysicalExprNode>,
-    #[prost(uint64, optional, tag = "5")]
-    block_rows: Option<u64>,
-}
-
-/// Encodes and decodes `Infer` nodes and the `ae_*` functions for `datafusion-proto`.
+/// Encodes and decodes `Infer` nodes, the `ae_*` functions, tables about models and functions of `CREATE FUNCTION` for
+/// `datafusion-proto`.
 ///
 /// A message holds name, version and SHA-256 of a model. The receiver takes the model from its own [`Models`], and
-/// refuses a file with another checksum. Everything else goes to other [codecs](InferCodec::with_codecs), by default
+/// refuses a file with another checksum. A function that was created from a file carries the file. Everything else goes to other [codecs](InferCodec::with_codecs), by default
 /// those of DataFusion.
 #[derive(Debug)]
 pub struct InferCodec {
@@ -135,18 +94,86 @@ impl InferCodec {
         Ok(Job { model, start: first.function.start(), outputs })
     }
 
-    fn encode_function(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> bool {
-        let function = node.inner().downcast_ref::<ModelFunction>();
-        let Some(bound) = function.and_then(ModelFunction::bound) else { return false };
-        write(&FunctionMessage { model: Some(model_message(&bound.model)), is_named: bound.is_named }, buf);
-        true
+    /// Encodes a bound call or a function of `CREATE FUNCTION`; false for other functions.
+    fn encode_function(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> Result<bool> {
+        let inner = node.inner();
+        let message = if let Some(bound) = inner.downcast_ref::<ModelFunction>().and_then(ModelFunction::bound) {
+            let model = Some(model_message(&bound.model));
+            FunctionMessage { model, is_named: bound.is_named, created: None }
+        } else if let Some(created) = inner.downcast_ref::<OnnxFunction>() {
+            FunctionMessage { created: Some(created_message(created)?), ..FunctionMessage::default() }
+        } else {
+            return Ok(false);
+        };
+        write(&message, buf);
+        Ok(true)
     }
 
     fn decode_function(&self, name: &str, buf: &[u8]) -> Result<Option<Arc<ScalarUDF>>> {
         let Some(message) = read::<FunctionMessage>(buf)? else { return Ok(None) };
+        if let Some(created) = message.created {
+            return self.decode_created(name, created).map(Some);
+        }
         let bound = Bound { model: self.model(message.model.as_ref())?, is_named: message.is_named };
         let function = ModelFunction::new(function(name)?, self.models.clone(), AeOptions::default());
         Ok(Some(Arc::new(function.bind(bound).into_udf())))
+    }
+}
+
+impl InferCodec {
+    fn decode_created(&self, name: &str, message: CreatedMessage) -> Result<Arc<ScalarUDF>> {
+        let is_stored = message.model.is_some();
+        let model = match message.file {
+            Some(file) => {
+                let (models, name, limits) =
+                    (self.models.clone(), ModelName::new(name)?, AeOptions::default().limits());
+                wait(async move { models.of_file(&name, file, &limits).await })?
+            }
+            None => self.model(message.model.as_ref())?,
+        };
+        let data_type = |data_type: &ArrowType| DataType::try_from(data_type).map_err(external);
+        let arguments = message.arguments.iter().map(data_type).collect::<Result<Vec<_>>>()?;
+        let Some(return_type) = &message.return_type else { return internal_err!("a function without a result") };
+        let output = function(&message.output)?;
+        let created =
+            OnnxFunction::try_new(name.to_owned(), model, is_stored, output, arguments, data_type(return_type)?)?;
+        Ok(Arc::new(ScalarUDF::new_from_impl(created)))
+    }
+
+    fn subject(&self, message: &TableMessage) -> Result<Subject> {
+        let model = message.model.as_deref().map(ModelRef::parse).transpose()?;
+        match message.function.as_str() {
+            "ae_models" => Ok(Subject::Models),
+            "ae_features" => Ok(Subject::Features(model)),
+            "ae_training" => Ok(Subject::Training(model)),
+            other => plan_err!("this version of aefusion has no function {other}"),
+        }
+    }
+
+    fn decode_scan(&self, message: &TableMessage) -> Result<ModelsExec> {
+        let number = |number: &u64| usize::try_from(*number).map_err(external);
+        let columns = message.columns.iter().map(number).collect::<Result<Vec<_>>>()?;
+        ModelsExec::try_new(
+            &self.models,
+            self.subject(message)?,
+            columns,
+            message.limit.as_ref().map(number).transpose()?,
+        )
+    }
+
+    fn decode_infer(
+        &self,
+        message: &InferMessage,
+        inputs: &[Arc<dyn ExecutionPlan>],
+        ctx: &TaskContext,
+        converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<InferExec> {
+        let [input] = inputs else { return internal_err!("InferExec has one input") };
+        let context = PhysicalPlanDecodeContext::new(ctx, self);
+        let feature = |feature| converter.proto_to_physical_expr(feature, &input.schema(), &context);
+        let features = message.physical_features.iter().map(feature).collect::<Result<Vec<Arc<dyn PhysicalExpr>>>>()?;
+        let block_rows = message.block_rows.map(usize::try_from).transpose().map_err(external)?;
+        InferExec::try_new(Arc::clone(input), features, self.job(message)?, block_rows)
     }
 }
 
@@ -157,38 +184,11 @@ fn function(name: &str) -> Result<Arc<dyn Function>> {
     }
 }
 
-fn model_message(model: &Model) -> ModelMessage {
-    ModelMessage { name: model.name().to_owned(), version: model.version(), sha256: model.sha256().to_vec() }
-}
-
-fn infer_message(job: &Job) -> InferMessage {
-    let output =
-        |output: &Output| OutputMessage { function: output.function.name().to_owned(), column: output.name.clone() };
-    InferMessage {
-        model: Some(model_message(&job.model)),
-        outputs: job.outputs.iter().map(output).collect(),
-        ..InferMessage::default()
-    }
-}
-
-fn write(message: &impl Message, buf: &mut Vec<u8>) {
-    buf.extend_from_slice(MAGIC);
-    buf.extend(message.encode_to_vec());
-}
-
-/// Decodes a message; none if another codec wrote it.
-fn read<M: Message + Default>(buf: &[u8]) -> Result<Option<M>> {
-    match buf.strip_prefix(MAGIC) {
-        Some(bytes) => M::decode(bytes).map(Some).map_err(|e| DataFusionError::External(e.into())),
-        None => Ok(None),
-    }
-}
-
 impl LogicalExtensionCodec for InferCodec {
     fn try_decode(&self, buf: &[u8], inputs: &[LogicalPlan], ctx: &TaskContext) -> Result<Extension> {
         let Some(message) = read::<InferMessage>(buf)? else { return self.logical.try_decode(buf, inputs, ctx) };
         let [input] = inputs else { return internal_err!("Infer has one input") };
-        let features = parse_exprs(&message.features, ctx, self).map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let features = parse_exprs(&message.features, ctx, self).map_err(external)?;
         let node = Infer::new(input.clone(), features, self.job(&message)?)?;
         Ok(Extension { node: Arc::new(node) })
     }
@@ -197,7 +197,7 @@ impl LogicalExtensionCodec for InferCodec {
         let Some(infer) = node.node.as_any().downcast_ref::<Infer>() else {
             return self.logical.try_encode(node, buf);
         };
-        let features = serialize_exprs(infer.features(), self).map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let features = serialize_exprs(infer.features(), self).map_err(external)?;
         write(&InferMessage { features, ..infer_message(infer.job()) }, buf);
         Ok(())
     }
@@ -209,7 +209,10 @@ impl LogicalExtensionCodec for InferCodec {
         schema: SchemaRef,
         ctx: &TaskContext,
     ) -> Result<Arc<dyn TableProvider>> {
-        self.logical.try_decode_table_provider(buf, table_ref, schema, ctx)
+        match read::<TableMessage>(buf)? {
+            Some(message) => Ok(Arc::new(ModelsTable::new(&self.models, self.subject(&message)?))),
+            None => self.logical.try_decode_table_provider(buf, table_ref, schema, ctx),
+        }
     }
 
     fn try_encode_table_provider(
@@ -218,7 +221,13 @@ impl LogicalExtensionCodec for InferCodec {
         node: Arc<dyn TableProvider>,
         buf: &mut Vec<u8>,
     ) -> Result<()> {
-        self.logical.try_encode_table_provider(table_ref, node, buf)
+        match node.downcast_ref::<ModelsTable>() {
+            Some(table) => {
+                write(&table_message(table.subject()), buf);
+                Ok(())
+            }
+            None => self.logical.try_encode_table_provider(table_ref, node, buf),
+        }
     }
 
     fn try_decode_file_format(
@@ -245,7 +254,7 @@ impl LogicalExtensionCodec for InferCodec {
     }
 
     fn try_encode_udf(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> Result<()> {
-        match self.encode_function(node, buf) {
+        match self.encode_function(node, buf)? {
             true => Ok(()),
             false => self.logical.try_encode_udf(node, buf),
         }
@@ -276,16 +285,14 @@ impl PhysicalExtensionCodec for InferCodec {
         ctx: &TaskContext,
         converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(message) = read::<InferMessage>(buf)? else {
+        let Some(message) = read::<NodeMessage>(buf)? else {
             return self.physical.try_decode(buf, inputs, ctx, converter);
         };
-        let [input] = inputs else { return internal_err!("InferExec has one input") };
-        let context = PhysicalPlanDecodeContext::new(ctx, self);
-        let feature = |feature| converter.proto_to_physical_expr(feature, &input.schema(), &context);
-        let features = message.physical_features.iter().map(feature).collect::<Result<Vec<Arc<dyn PhysicalExpr>>>>()?;
-        let block_rows = message.block_rows.map(usize::try_from).transpose();
-        let block_rows = block_rows.map_err(|e| DataFusionError::External(e.into()))?;
-        Ok(Arc::new(InferExec::try_new(Arc::clone(input), features, self.job(&message)?, block_rows)?))
+        match message.node {
+            Some(Node::Infer(message)) => Ok(Arc::new(self.decode_infer(&message, inputs, ctx, converter)?)),
+            Some(Node::Models(message)) => Ok(Arc::new(self.decode_scan(&message)?)),
+            None => plan_err!("the plan was made by a newer version of aefusion"),
+        }
     }
 
     fn try_encode(
@@ -294,13 +301,21 @@ impl PhysicalExtensionCodec for InferCodec {
         buf: &mut Vec<u8>,
         converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
+        if let Some(scan) = node.downcast_ref::<ModelsExec>() {
+            let columns = scan.columns().iter().map(|column| *column as u64).collect();
+            let limit = scan.fetch().map(|limit| limit as u64);
+            let message = TableMessage { columns, limit, ..table_message(scan.subject()) };
+            write(&NodeMessage { node: Some(Node::Models(message)) }, buf);
+            return Ok(());
+        }
         let Some(infer) = node.downcast_ref::<InferExec>() else {
             return self.physical.try_encode(node, buf, converter);
         };
         let feature = |feature| converter.physical_expr_to_proto(feature, self);
         let physical_features = infer.features().iter().map(feature).collect::<Result<Vec<_>>>()?;
         let block_rows = infer.block_rows().map(|rows| rows as u64);
-        write(&InferMessage { physical_features, block_rows, ..infer_message(infer.job()) }, buf);
+        let message = InferMessage { physical_features, block_rows, ..infer_message(infer.job()) };
+        write(&NodeMessage { node: Some(Node::Infer(message)) }, buf);
         Ok(())
     }
 
@@ -312,7 +327,7 @@ impl PhysicalExtensionCodec for InferCodec {
     }
 
     fn try_encode_udf(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> Result<()> {
-        match self.encode_function(node, buf) {
+        match self.encode_function(node, buf)? {
             true => Ok(()),
             false => self.physical.try_encode_udf(node, buf),
         }

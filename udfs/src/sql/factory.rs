@@ -1,26 +1,19 @@
 //! `CREATE FUNCTION f(FLOAT[]) RETURNS FLOAT[] LANGUAGE ONNX AS 'uri?output=code'`.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::ArrayRef;
-use datafusion::arrow::compute::{can_cast_types, cast};
-use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::{ScalarValue, plan_err};
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::context::{FunctionFactory, RegisterFunction};
-use datafusion::logical_expr::interval_arithmetic::Interval;
-use datafusion::logical_expr::{
-    ColumnarValue, CreateFunction, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
-};
+use datafusion::logical_expr::{CreateFunction, Expr, ScalarUDF};
 
 use crate::catalog::Models;
 use crate::config::AeOptions;
 use crate::explain::explain;
-use crate::functions::{BatchCall, Encode, Function, Reconstruct, ReconstructionError, evaluate};
-use crate::matrix::{Form, Rows};
+use crate::functions::{Encode, Function, OnnxFunction, Reconstruct, ReconstructionError};
 use crate::model::Model;
 use crate::model::describe::describe;
 use crate::model::metadata::Metadata;
@@ -28,11 +21,9 @@ use crate::model::score::verify;
 use crate::store::{ModelName, ModelRef, read};
 use crate::suggest;
 
-/// Creates functions from ONNX files, for this session.
+/// Creates functions from ONNX files, for the session that runs the statement.
 #[derive(Debug)]
-pub(crate) struct OnnxFunctions {
-    pub(crate) models: Models,
-}
+pub(crate) struct OnnxFunctions;
 
 #[async_trait]
 impl FunctionFactory for OnnxFunctions {
@@ -64,50 +55,25 @@ impl OnnxFunctions {
         let arguments: Vec<DataType> =
             statement.args.unwrap_or_default().into_iter().map(|argument| argument.data_type).collect();
         let (location, output) = output(&uri)?;
-        let model = self.model(state, location, &statement.name).await?;
-        let fields: Vec<FieldRef> =
-            arguments.iter().map(|data_type| Arc::new(Field::new("feature", data_type.clone(), true))).collect();
-        let form = Form::of(&fields);
-        if form == Form::ByName {
-            return plan_err!("declare its arguments: FLOAT[], or one number for each feature");
-        }
-        output.check(&model, &form)?;
-        let output_type = output.data_type(&model, &form)?;
-        if !fits(&output_type, &return_type) {
-            let expected =
-                if output_type.is_nested() { "a list of numbers such as FLOAT[]" } else { "a number such as DOUBLE" };
-            return plan_err!("RETURNS {return_type} does not fit the output; it must be {expected}");
-        }
-        let function = OnnxFunction {
-            name: statement.name,
-            model,
-            output,
-            form,
-            return_type,
-            signature: Signature::exact(arguments, Volatility::Immutable),
-        };
+        let (model, is_stored) = model(state, location, &statement.name).await?;
+        let function = OnnxFunction::try_new(statement.name, model, is_stored, output, arguments, return_type)?;
         Ok(RegisterFunction::Scalar(Arc::new(ScalarUDF::new_from_impl(function))))
-    }
-
-    async fn model(&self, state: &SessionState, location: &str, function: &str) -> Result<Arc<Model>> {
-        let limits = AeOptions::of(state.config_options()).limits();
-        if let Ok(reference) = ModelRef::parse(location) {
-            return self.models.find(&reference, &limits).await;
-        }
-        let bytes = describe(&read(state.runtime_env(), location, &limits).await?, Metadata::default(), &limits)?;
-        let model = Arc::new(Model::load(&ModelName::new(function)?, 1, bytes, &limits)?);
-        verify(&model)?;
-        Ok(model)
     }
 }
 
-/// Whether an output fits the declared type: a list as a list, a number as a number.
-fn fits(output: &DataType, declared: &DataType) -> bool {
-    match declared {
-        DataType::List(item) | DataType::LargeList(item) => output.is_nested() && item.data_type().is_floating(),
-        DataType::FixedSizeList(item, _) => item.data_type().is_floating() && can_cast_types(output, declared),
-        number => number.is_floating() && !output.is_nested(),
+/// The model of a name or of a file, and whether it is a name.
+async fn model(state: &SessionState, location: &str, function: &str) -> Result<(Arc<Model>, bool)> {
+    let Some(models) = state.config().get_extension::<Models>() else {
+        return plan_err!("this session has no models; register them with aefusion_udfs::register_all");
+    };
+    let limits = AeOptions::of(state.config_options()).limits();
+    if let Ok(reference) = ModelRef::parse(location) {
+        return Ok((models.find(&reference, &limits).await?, true));
     }
+    let bytes = describe(&read(state.runtime_env(), location, &limits).await?, Metadata::default(), &limits)?;
+    let model = Arc::new(Model::load(&ModelName::new(function)?, 1, bytes, &limits)?);
+    verify(&model)?;
+    Ok((model, false))
 }
 
 /// Splits `uri?output=code`.
@@ -135,65 +101,4 @@ fn output(uri: &str) -> Result<(&str, Arc<dyn Function>)> {
         None => return plan_err!("'{uri}' names no output; add ?output=code, reconstruction or error"),
     };
     Ok((location, function))
-}
-
-#[derive(Debug)]
-struct OnnxFunction {
-    name: String,
-    model: Arc<Model>,
-    output: Arc<dyn Function>,
-    form: Form,
-    return_type: DataType,
-    signature: Signature,
-}
-
-impl PartialEq for OnnxFunction {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-            && self.model == other.model
-            && self.output.name() == other.output.name()
-            && self.signature == other.signature
-            && self.return_type == other.return_type
-    }
-}
-
-impl Eq for OnnxFunction {}
-
-impl Hash for OnnxFunction {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
-        self.model.hash(state);
-        self.output.name().hash(state);
-    }
-}
-
-impl ScalarUDFImpl for OnnxFunction {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(self.return_type.clone())
-    }
-
-    /// Only the type is known. Without the type, `f(…) > 1` cannot be planned as the key of a window.
-    fn evaluate_bounds(&self, _: &[&Interval]) -> Result<Interval> {
-        Interval::make_unbounded(&self.return_type)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let arrays = ColumnarValue::values_to_arrays(&args.args)?;
-        let n = arrays.first().map_or(args.number_rows, |array: &ArrayRef| array.len());
-        let rows = Rows::new(&arrays, &self.model.contract().features, n);
-        let block_rows = AeOptions::of(&args.config_options).block_rows();
-        let result = rows.and_then(|rows| {
-            evaluate(self.output.as_ref(), &BatchCall { model: &self.model, form: &self.form, rows: &rows }, block_rows)
-        });
-        let result = result.map_err(|e| explain(format!("{}()", self.name), e))?;
-        Ok(ColumnarValue::Array(cast(&result, &self.return_type)?))
-    }
 }
