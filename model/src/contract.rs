@@ -2,17 +2,20 @@
 
 mod probe;
 mod roles;
+mod values;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use datafusion_common::error::{DataFusionError, Result};
 use datafusion_common::plan_err;
 
-use crate::metadata::{ErrorMetric, Feature, Metadata, NullPolicy, Role};
+use crate::metadata::{ErrorMetric, Feature, Metadata, NullPolicy, Role, RowMode};
 use crate::onnx::proto::ModelProto;
 use crate::runtime::Element;
 
-pub(crate) use probe::PROBE_ROWS;
+pub(crate) use probe::{PROBE_ROWS, shapes};
+pub(crate) use values::Values;
 
 /// Largest width of a row of features or outputs.
 const MAX_WIDTH: usize = 1 << 20;
@@ -96,8 +99,12 @@ pub struct Contract {
     pub inputs: Vec<TensorSpec>,
     /// The features, in the order of the inputs, row-major.
     pub features: Vec<Feature>,
-    /// Rows of every run, if the graph fixes their number.
+    /// Rows of every run, if the graph or the mode fixes their number.
     pub fixed_rows: Option<usize>,
+    /// Rows of every run, if the graph fixes their number.
+    pub(crate) graph_rows: Option<usize>,
+    /// How many rows run at once.
+    pub row_mode: RowMode,
     /// The metric of the error.
     pub error_metric: ErrorMetric,
     /// The effect of a null feature.
@@ -115,7 +122,12 @@ pub struct Contract {
     logits: Found,
     /// The tensor at which the decoder alone starts.
     decoder_entry: Found,
+    /// Why there is no error although its tensors were found.
+    no_error: Option<String>,
 }
+
+/// The name of the decoder among the roles whose rows influence each other.
+pub(crate) const DECODER: &str = "decoder";
 
 impl Contract {
     /// Whether both contracts, of the same graph, give the same errors.
@@ -123,6 +135,7 @@ impl Contract {
         let roles = [Role::Reconstruction, Role::Scaled, Role::ScaledReconstruction];
         let name = |contract: &Self, role| contract.tensor(role).map(|tensor| tensor.name.clone());
         self.error_metric == other.error_metric
+            && self.row_mode == other.row_mode
             && self.null_policy == other.null_policy
             && roles.into_iter().all(|role| name(self, role) == name(other, role))
     }
@@ -140,9 +153,19 @@ impl Contract {
             _ => features.len(),
         };
         let error_features = error_features(metadata, &features, error_width)?;
-        Ok(Self {
+        let row_mode = metadata.rows.unwrap_or_default();
+        let fixed_rows = match (row_mode, probed.fixed_rows) {
+            (RowMode::Alone, None) => Some(1),
+            (RowMode::Alone, Some(rows)) if rows > 1 => {
+                return plan_err!("rows = 'alone' is impossible: the graph takes {rows} rows at once");
+            }
+            (_, rows) => rows,
+        };
+        let mut contract = Self {
             features,
-            fixed_rows: probed.fixed_rows,
+            fixed_rows,
+            graph_rows: probed.fixed_rows,
+            row_mode,
             error_metric: metadata.error_metric.unwrap_or_default(),
             null_policy: metadata.null_policy.unwrap_or_default(),
             contamination: metadata.contamination,
@@ -155,7 +178,36 @@ impl Contract {
             scaled_reconstruction: roles.scaled_reconstruction,
             logits: roles.logits,
             decoder_entry: roles.decoder_entry,
-        })
+            no_error: None,
+        };
+        contract.leave_out(&metadata.mixed_rows);
+        Ok(contract)
+    }
+
+    /// Leaves out roles, or [`DECODER`], for a reason each.
+    pub(crate) fn leave_out(&mut self, reasons: &BTreeMap<String, String>) {
+        let reason = |name: &str| reasons.get(name);
+        let pair = [Role::Scaled, Role::ScaledReconstruction];
+        if self.scaled.tensor().is_some() && self.scaled_reconstruction.tensor().is_some() {
+            self.no_error = pair.into_iter().find_map(|role| reason(role.name())).cloned();
+        }
+        let founds = [
+            (Role::Code.name(), &mut self.code),
+            (Role::Reconstruction.name(), &mut self.reconstruction),
+            (Role::Scaled.name(), &mut self.scaled),
+            (Role::ScaledReconstruction.name(), &mut self.scaled_reconstruction),
+            (Role::Logits.name(), &mut self.logits),
+            (DECODER, &mut self.decoder_entry),
+        ];
+        for (name, found) in founds {
+            if let Some(why) = reason(name) {
+                *found = Found::none(why);
+            }
+        }
+        let missing = [Role::Code, Role::Reconstruction].into_iter().find_map(|role| reason(role.name()));
+        if let (Some(why), Found::Tensor(_)) = (missing, &self.decoder_entry) {
+            self.decoder_entry = Found::none(why);
+        }
     }
 
     /// The number of features of a graph, without a test run.
@@ -215,6 +267,9 @@ impl Contract {
     /// # Errors
     /// A planning error if a tensor is missing.
     pub fn require_error(&self) -> Result<(Option<&TensorSpec>, &TensorSpec)> {
+        if let Some(why) = &self.no_error {
+            return Err(no_tensor("error", why));
+        }
         if let (Some(scaled), Some(reconstruction)) = (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
             return Ok((Some(scaled), reconstruction));
         }

@@ -6,9 +6,11 @@ use datafusion_common::plan_err;
 
 use crate::contract::{Contract, TensorSpec};
 use crate::file::declared_width;
+use crate::independence::mixed_roles;
 use crate::metadata::{Metadata, Role};
 use crate::onnx::proto::ModelProto;
 use crate::onnx::{DECODER_PREFIX, Limits, computed_tensors, encode, merge, parse};
+use crate::runtime::{Purpose, Session};
 
 /// A copy of a file with its contract and the `options` in its metadata.
 ///
@@ -59,11 +61,26 @@ pub fn feature_names(bytes: &Bytes, limits: &Limits) -> Result<Vec<String>> {
 }
 
 fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
+    // functions run parts of the graph; a file that is wrong elsewhere is refused too
+    Session::load(&encode(&graph), Purpose::Probe, None)?;
+    let chosen = options.tensors.clone();
     let own = Metadata::read(&graph)?;
     let was_calibrated = own.calibration.is_some() && options.calibration.is_none();
     let old = if was_calibrated { Contract::discover(&graph, &own).ok() } else { None };
     let mut metadata = options.or(own);
-    let contract = Contract::discover(&graph, &metadata)?;
+    metadata.mixed_rows.clear();
+    let mut contract = Contract::discover(&graph, &metadata)?;
+    metadata.mixed_rows = mixed_roles(&graph, &contract)?;
+    for (role, tensor) in chosen {
+        if let Some(why) = metadata.mixed_rows.get(role.name()) {
+            return plan_err!("{role} = '{tensor}': {why}");
+        }
+    }
+    contract.leave_out(&metadata.mixed_rows);
+    if Role::ALL.into_iter().all(|role| contract.tensor(role).is_none() || role == Role::Scaled) {
+        let reasons: Vec<&str> = metadata.mixed_rows.values().map(String::as_str).collect();
+        return plan_err!("no code and no reconstruction can be used: {}", reasons.join("; "));
+    }
     if was_calibrated && !old.is_some_and(|old| old.measures_as(&contract)) {
         metadata.calibration = None;
     }

@@ -22,6 +22,7 @@ pub mod columns;
 pub mod contract;
 pub mod describe;
 pub mod file;
+mod independence;
 pub mod matrix;
 pub mod metadata;
 pub mod model;

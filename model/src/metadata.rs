@@ -40,6 +40,17 @@ pub enum NullPolicy {
     Impute,
 }
 
+/// How many rows run at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case", ascii_case_insensitive)]
+pub enum RowMode {
+    /// Blocks of rows.
+    #[default]
+    Together,
+    /// One row. A graph then gives the same result for a row also if it takes a range from all rows of a block.
+    Alone,
+}
+
 /// One input of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Feature {
@@ -161,6 +172,10 @@ pub struct Metadata {
     pub error_metric: Option<ErrorMetric>,
     /// See [`NullPolicy`].
     pub null_policy: Option<NullPolicy>,
+    /// See [`RowMode`].
+    pub rows: Option<RowMode>,
+    /// Roles that are not used because rows influence each other in their tensors, with the reason. Also `decoder`.
+    pub mixed_rows: BTreeMap<String, String>,
     /// Expected share of anomalies, 0 to 0.5.
     pub contamination: Option<f64>,
     /// See [`Calibration`].
@@ -232,6 +247,8 @@ impl Metadata {
             "scaled_features" => self.scaled_features = Some(json(value)?),
             "error_metric" => self.error_metric = Some(ErrorMetric::parse("error_metric", value)?),
             "null_policy" => self.null_policy = Some(NullPolicy::parse("null_policy", value)?),
+            "rows" => self.rows = Some(RowMode::parse("rows", value)?),
+            "mixed_rows" => self.mixed_rows = json(value)?,
             "contamination" => self.contamination = Some(parse_contamination(value)?),
             "calibration" => {
                 let calibration: Calibration = json(value)?;
@@ -269,6 +286,8 @@ impl Metadata {
             ("scaled_features", json_of(&self.scaled_features)?),
             ("error_metric", self.error_metric.map(|metric| metric.name().to_owned())),
             ("null_policy", self.null_policy.map(|policy| policy.name().to_owned())),
+            ("rows", self.rows.filter(|rows| *rows != RowMode::default()).map(|rows| rows.name().to_owned())),
+            ("mixed_rows", json_of(&Some(&self.mixed_rows).filter(|mixed| !mixed.is_empty()))?),
             ("contamination", self.contamination.map(|share| share.to_string())),
             ("calibration", json_of(&self.calibration)?),
             ("statistics", json_of(&self.statistics)?),
@@ -284,13 +303,15 @@ impl Metadata {
     }
 
     fn replaces(&self, key: &str) -> bool {
-        const OWN: [&str; 11] = [
+        const OWN: [&str; 13] = [
             "format_version",
             "features",
             "code_width",
             "scaled_features",
             "error_metric",
             "null_policy",
+            "rows",
+            "mixed_rows",
             "contamination",
             "calibration",
             "statistics",
@@ -324,6 +345,8 @@ impl Metadata {
             scaled_features: self.scaled_features.or(scaled_features),
             error_metric: self.error_metric.or(other.error_metric),
             null_policy: self.null_policy.or(other.null_policy),
+            rows: self.rows.or(other.rows),
+            mixed_rows: if self.mixed_rows.is_empty() { other.mixed_rows } else { self.mixed_rows },
             contamination: self.contamination.or(other.contamination),
             calibration: self.calibration.or(other.calibration),
             statistics: self.statistics.or(other.statistics),

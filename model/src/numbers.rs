@@ -31,8 +31,29 @@ impl ToF32 for bool {
     }
 }
 
+/// Integers of a tensor that a number is rounded to.
+pub(crate) trait Rounded {
+    /// The nearest integer; the smallest or largest if it does not fit.
+    fn rounded(number: f64) -> Self;
+}
+
+macro_rules! rounded {
+    ($($integer:ty),*) => { $(impl Rounded for $integer {
+        #[allow(clippy::cast_sign_loss, reason = "negative numbers become 0")]
+        fn rounded(number: f64) -> Self {
+            number.round() as Self
+        }
+    })* };
+}
+rounded!(i8, i16, i32, i64, u8, u16, u32, u64);
+
 /// The nearest `f64`; exact up to 2^53.
 pub fn f64_from_usize(value: usize) -> f64 {
+    value as f64
+}
+
+/// The nearest `f64`; exact up to 2^53.
+pub(crate) fn f64_from_i64(value: i64) -> f64 {
     value as f64
 }
 

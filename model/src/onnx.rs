@@ -2,6 +2,7 @@
 //!
 //! [`super::runtime`] runs graphs.
 
+pub(crate) mod constants;
 mod cut;
 mod dataflow;
 mod merge;

@@ -197,20 +197,34 @@ impl Session {
     /// # Errors
     /// An execution error if the run fails, or takes longer than the deadline for registration.
     pub(crate) fn observe(&mut self, inputs: &[(Input<'_>, &[i64])]) -> Result<Vec<Observed>> {
+        self.registration_run(inputs, |value| {
+            let dtype = value.dtype();
+            let element = dtype.tensor_type().and_then(Element::from_ort);
+            Ok(element.zip(dtype.tensor_shape().map(|shape| shape.to_vec())))
+        })
+    }
+
+    /// Runs once and returns the numbers of every output, row-major.
+    ///
+    /// # Errors
+    /// As [`Session::observe`]; also if an output is no tensor of numbers.
+    pub(crate) fn numbers(&mut self, inputs: &[(Input<'_>, &[i64])]) -> Result<Vec<Vec<f64>>> {
+        self.registration_run(inputs, |value| numbers(&value))
+    }
+
+    fn registration_run<T>(
+        &mut self,
+        inputs: &[(Input<'_>, &[i64])],
+        read: impl Fn(DynValue) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let values = inputs.iter().map(|(input, shape)| value(input, shape)).collect::<Result<Vec<_>>>()?;
         let mut pointers = vec![ptr::null_mut(); self.outputs.len()];
         let options = Arc::new(RunOptions::new().map_err(external)?);
         let stop = Arc::clone(&options);
         with_deadline(move || stop.terminate().is_ok(), || self.run_pointers(&values, &mut pointers, Some(&options)))?;
-        let observed = |pointer: *mut ort::sys::OrtValue| {
-            let value = self.owned(pointer)?;
-            let dtype = value.dtype();
-            let element = dtype.tensor_type().and_then(Element::from_ort);
-            Ok(element.zip(dtype.tensor_shape().map(|shape| shape.to_vec())))
-        };
         // take over every pointer before the first error returns: otherwise the values after it leak
-        let observed: Vec<Result<Observed>> = pointers.into_iter().map(observed).collect();
-        observed.into_iter().collect()
+        let results: Vec<Result<T>> = pointers.into_iter().map(|pointer| read(self.owned(pointer)?)).collect();
+        results.into_iter().collect()
     }
 
     /// Takes ownership of a value that ONNX Runtime allocated.
@@ -384,4 +398,18 @@ fn convert(value: &DynValue, into: &mut [f32]) -> Result<()> {
         Some(Element::Bool) => copy::<bool>(value, into),
         other => plan_err!("outputs of type {other:?} are not supported; export the model with float outputs"),
     }
+}
+
+/// The numbers of a tensor: those of `Float64` as they are, all others as [`convert`] gives them.
+fn numbers(value: &DynValue) -> Result<Vec<f64>> {
+    if value.dtype().tensor_type().and_then(Element::from_ort) == Some(Element::Float64) {
+        return Ok(value.try_extract_tensor::<f64>().map_err(external)?.1.to_vec());
+    }
+    let n: usize = value
+        .dtype()
+        .tensor_shape()
+        .map_or(0, |shape| shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).product());
+    let mut converted = vec![0_f32; n];
+    convert(value, &mut converted)?;
+    Ok(converted.into_iter().map(f64::from).collect())
 }

@@ -1,6 +1,8 @@
-//! The same row gives the same bits, whatever stands beside it: random models, batch sizes, orders, partitions.
+//! The same row gives the same bits, whatever stands beside it: random models and models of other programs, batch
+//! sizes, orders, partitions. Graphs with which it would not are refused.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aefusion_udfs::SessionStateBuilderExt;
@@ -19,7 +21,26 @@ use crate::random_model::{self, RandomModel};
 
 crate::harness::tests! {
     fn the_same_row_gives_the_same_bits,
+    fn rows_of_foreign_graphs_are_independent,
+    fn graphs_that_mix_rows_are_refused,
 }
+
+/// Graphs of other programs over four or more numbers in one input.
+const FOREIGN: [&str; 13] = [
+    "batchnorm_dropout",
+    "conv",
+    "dense",
+    "dense_dynamo",
+    "fixed_batch_16",
+    "float16",
+    "float64",
+    "int_input",
+    "lstm",
+    "quantised_qdq",
+    "sklearn_mlp",
+    "sklearn_mlp_2d",
+    "vae_mean",
+];
 
 const ROWS: usize = 3000;
 
@@ -84,10 +105,59 @@ fn the_same_row_gives_the_same_bits() {
     result.unwrap();
 }
 
+fn graphs(prefix: &str) -> Vec<PathBuf> {
+    let files = std::fs::read_dir("tests/foreign").unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|kind| kind == "onnx"))
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix))
+        .collect();
+    files.sort();
+    files
+}
+
+fn rows_of_foreign_graphs_are_independent() {
+    const FEW: usize = 200;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let interop = FOREIGN.map(|name| PathBuf::from(format!("tests/interop/{name}.onnx")));
+    let files: Vec<PathBuf> = graphs("apart_").into_iter().chain(interop).collect();
+    assert!(files.len() > 20, "{} files", files.len());
+    for path in files {
+        let models = Models::new(ModelStore::in_memory());
+        let file = std::fs::read(&path).unwrap();
+        let width = models.register_bytes("m", file, Metadata::default()).unwrap().contract().features.len();
+        // any rows; whole numbers for inputs of whole numbers
+        let whole = |i: usize| f32::from(u8::try_from(i * 7919 % 97).unwrap()) - 48.0;
+        let rows: Vec<f32> = (0..FEW * width).map(whole).collect();
+        let found = |layout: &Layout| runtime.block_on(score_with(models.clone(), width, &rows, layout));
+        let expected = found(&layouts()[4]);
+        for layout in layouts() {
+            assert!(found(&layout) == expected, "{} with {layout:?}", path.display());
+        }
+    }
+}
+
+fn graphs_that_mix_rows_are_refused() {
+    let files = graphs("mixed_");
+    assert!(files.len() > 15, "{} files", files.len());
+    for path in files {
+        let models = Models::new(ModelStore::in_memory());
+        let file = std::fs::read(&path).unwrap();
+        match models.register_bytes("m", file, Metadata::default()) {
+            Ok(_) => panic!("{} was accepted", path.display()),
+            Err(e) => {
+                assert!(e.to_string().contains("rows influence each other in \"code\""), "{}: {e}", path.display())
+            }
+        }
+    }
+}
+
 async fn score(model: &RandomModel, rows: &[f32], layout: &Layout) -> HashMap<i64, Bits> {
-    let width = model.n_features();
     let models = Models::new(ModelStore::in_memory());
     models.register_bytes("m", model.onnx(), Metadata::default()).unwrap();
+    score_with(models, model.n_features(), rows, layout).await
+}
+
+async fn score_with(models: Models, width: usize, rows: &[f32], layout: &Layout) -> HashMap<i64, Bits> {
     let mut config = SessionConfig::new().with_target_partitions(layout.partitions).with_batch_size(layout.batch);
     config.options_mut().extensions.insert(aefusion_udfs::config::AeOptions::default());
     config = config.set_str("ae.batch_rows", &layout.block_rows.to_string());

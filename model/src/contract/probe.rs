@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
-use half::f16;
 
+use super::values::Values;
 use super::{MAX_WIDTH, TensorSpec};
 use crate::metadata::Metadata;
 use crate::onnx::proto::{ModelProto, ValueInfoProto};
@@ -20,7 +20,7 @@ pub(crate) const PROBE_ROWS: usize = 16;
 pub(super) struct Probed {
     pub(super) inputs: Vec<TensorSpec>,
     pub(super) fixed_rows: Option<usize>,
-    /// Tensors with one row for each input row, by name.
+    /// Tensors with one row for each input row, by name; the inputs too.
     pub(super) tensors: HashMap<String, TensorSpec>,
 }
 
@@ -62,7 +62,22 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
             tensors.insert(name, tensor);
         }
     }
+    for input in &inputs {
+        tensors.entry(input.name.clone()).or_insert_with(|| input.clone());
+    }
     Ok(Probed { inputs, fixed_rows, tensors })
+}
+
+/// The shapes of the tensors of a graph in a run over rows of zeros; none of those that cannot be read.
+pub(crate) fn shapes(model: &ModelProto, inputs: &[TensorSpec], rows: usize) -> HashMap<String, Vec<usize>> {
+    let Some(graph) = &model.graph else { return HashMap::new() };
+    let names: Vec<String> = computed_tensors(graph).map(str::to_owned).collect();
+    let observed = open(model, &names).and_then(|mut session| observe(&mut session, inputs, rows)).unwrap_or_default();
+    let sizes = |shape: &[i64]| shape.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<Vec<usize>>>();
+    let computed = names.into_iter().zip(observed).filter_map(|(name, observed)| Some((name, sizes(&observed?.1)?)));
+    let given = inputs.iter().filter_map(|input| Some((input.name.clone(), sizes(&input.shape_of(rows))?)));
+    let stored = graph.initializer.iter().filter_map(|tensor| Some((tensor.name().to_owned(), sizes(&tensor.dims)?)));
+    computed.chain(given).chain(stored).collect()
 }
 
 fn open(model: &ModelProto, outputs: &[String]) -> Result<Session> {
@@ -154,30 +169,9 @@ fn input(value: &ValueInfoProto, named: Option<usize>) -> Result<(TensorSpec, Op
 }
 
 fn observe(session: &mut Session, inputs: &[TensorSpec], rows: usize) -> Result<Vec<Observed>> {
-    let zeros: Vec<Zeros> = inputs.iter().map(|input| Zeros::new(input.element, rows * input.width())).collect();
+    let zeros: Vec<Values> = inputs.iter().map(|input| Values::zeros(input.element, rows * input.width())).collect();
     let shapes: Vec<Vec<i64>> = inputs.iter().map(|input| input.shape_of(rows)).collect();
     let inputs: Vec<(Input<'_>, &[i64])> =
         zeros.iter().zip(&shapes).map(|(zeros, shape)| (zeros.input(), shape.as_slice())).collect();
     session.observe(&inputs)
 }
-
-macro_rules! zeros {
-    ($($kind:ident: $native:ty),*) => {
-        /// Rows of zeros, or of empty strings.
-        enum Zeros { $($kind(Vec<$native>)),* }
-
-        impl Zeros {
-            fn new(element: Element, n: usize) -> Self {
-                match element { $(Element::$kind => Self::$kind(vec![<$native>::default(); n])),* }
-            }
-
-            fn input(&self) -> Input<'_> {
-                match self { $(Self::$kind(data) => Input::$kind(data)),* }
-            }
-        }
-    };
-}
-zeros!(
-    Float16: f16, Float32: f32, Float64: f64, Int8: i8, Int16: i16, Int32: i32, Int64: i64, UInt8: u8, UInt16: u16,
-    UInt32: u32, UInt64: u64, Bool: bool, String: String
-);

@@ -148,6 +148,10 @@ impl Search<'_> {
             {
                 continue;
             }
+            if let Some(kind) = self.not_computed(role, &tensor.name) {
+                why = format!("{tensor} {kind}");
+                continue;
+            }
             match self.flow.random_source(&tensor.name) {
                 Some(operator) => why = random(tensor, operator),
                 None => candidates.push(tensor),
@@ -175,7 +179,21 @@ impl Search<'_> {
         if let Some(operator) = self.flow.random_source(name) {
             return plan_err!("{role} = '{name}': {}", random(tensor, operator));
         }
+        if let Some(kind) = self.not_computed(role, name) {
+            return plan_err!("{role} = '{name}': {tensor} {kind}");
+        }
         self.checked(role, tensor)
+    }
+
+    /// What a tensor is that a role cannot have, because no node computes it from the features. The features themselves
+    /// can be compared with a reconstruction of them.
+    fn not_computed(&self, role: Role, name: &str) -> Option<&'static str> {
+        match (self.is_feature(name), role) {
+            (true, Role::Scaled) => None,
+            (true, _) => Some("is an input of the graph, and no result; choose a tensor that the graph computes"),
+            (false, _) if self.depends_on_features(name) => None,
+            (false, _) => Some("does not depend on the features; choose a tensor that the graph computes from them"),
+        }
     }
 
     fn checked(&self, role: Role, tensor: &TensorSpec) -> Result<TensorSpec> {

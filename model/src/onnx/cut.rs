@@ -5,11 +5,16 @@ use std::collections::HashSet;
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
 
-use super::proto::{GraphProto, ModelProto, ValueInfoProto};
+use super::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use super::{Dataflow, undeclared};
 
 /// Operators that change the shape of a tensor, but not its values or their order.
 const RESHAPES: [&str; 5] = ["Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze"];
+
+/// Prefix of the copies of inputs and weights that are outputs.
+const COPY_PREFIX: &str = "aefusion/copy/";
+/// Version of the operators of ONNX for a file that imports none.
+const COPY_VERSION: i64 = 13;
 
 /// A part of a graph.
 #[derive(Debug, Clone)]
@@ -27,6 +32,9 @@ pub(crate) struct Cut {
 ///                                              inputs [code], outputs [recon…]:  code ─ Gemm ─ reconstruction
 /// ```
 ///
+/// ONNX Runtime leaves the memory of an output empty if the output is an input or a weight. The graph therefore
+/// computes a copy of it, with another name.
+///
 /// # Errors
 /// A planning error if an output is not in the graph, or depends on an input that is cut away.
 pub(crate) fn cut(model: &ModelProto, cut: &Cut) -> Result<ModelProto> {
@@ -36,14 +44,26 @@ pub(crate) fn cut(model: &ModelProto, cut: &Cut) -> Result<ModelProto> {
     let given: Vec<&str> = inputs.iter().map(ValueInfoProto::name).collect();
     let outputs: Vec<&str> = cut.outputs.iter().map(String::as_str).collect();
     let (nodes, leaves) = flow.needed(&outputs, &given);
-    for leaf in &leaves {
-        if !is_weight(graph, leaf) {
+    let is_copied = |name: &str| given.contains(&name) || flow.producer(name).is_none();
+    let copied: Vec<&str> = outputs.iter().copied().filter(|name| is_copied(name)).collect();
+    for leaf in leaves.iter().chain(&copied) {
+        if !is_weight(graph, leaf) && !given.contains(leaf) {
             return plan_err!("{:?} also depends on \"{leaf}\"", cut.outputs);
         }
     }
     let keep = |name: &str| leaves.contains(name) || outputs.contains(&name);
+    let copies = copied.iter().map(|name| NodeProto {
+        op_type: Some("Identity".to_owned()),
+        input: vec![(*name).to_owned()],
+        output: vec![format!("{COPY_PREFIX}{name}")],
+        ..Default::default()
+    });
+    let output = |name: &str| match copied.contains(&name) {
+        true => undeclared(&format!("{COPY_PREFIX}{name}")),
+        false => declared_or_not(graph, name),
+    };
     let part = GraphProto {
-        node: nodes.iter().map(|index| graph.node[*index].clone()).collect(),
+        node: nodes.iter().map(|index| graph.node[*index].clone()).chain(copies).collect(),
         name: graph.name.clone(),
         initializer: graph.initializer.iter().filter(|t| keep(t.name())).cloned().collect(),
         sparse_initializer: graph
@@ -53,12 +73,18 @@ pub(crate) fn cut(model: &ModelProto, cut: &Cut) -> Result<ModelProto> {
             .cloned()
             .collect(),
         input: inputs,
-        output: cut.outputs.iter().map(|name| declared_or_not(graph, name)).collect(),
+        output: outputs.iter().map(|name| output(name)).collect(),
         quantization_annotation: graph.quantization_annotation.clone(),
         ..Default::default()
     };
+    let mut opset_import = model.opset_import.clone();
+    let imports_onnx = opset_import.iter().any(|import| matches!(import.domain(), "" | "ai.onnx"));
+    if !copied.is_empty() && !imports_onnx {
+        opset_import.push(OperatorSetIdProto { version: Some(COPY_VERSION), ..Default::default() });
+    }
     Ok(ModelProto {
         graph: Some(part),
+        opset_import,
         training_info: Vec::new(),
         metadata_props: Vec::new(),
         doc_string: None,

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::proto::{GraphProto, NodeProto, TensorProto};
+use super::proto::{FunctionProto, GraphProto, NodeProto, TensorProto};
 
 /// Operators whose result differs from run to run.
 const RANDOM: [&str; 6] =
@@ -66,8 +66,13 @@ pub(crate) fn computed_tensors(graph: &GraphProto) -> impl Iterator<Item = &str>
 #[derive(Debug)]
 pub(crate) struct Dataflow<'a> {
     graph: &'a GraphProto,
+    functions: &'a [FunctionProto],
     producer: HashMap<&'a str, usize>,
     random: Vec<bool>,
+}
+
+fn has_property(node: &NodeProto, property: &dyn Fn(&NodeProto) -> bool) -> bool {
+    property(node) || subgraphs(node).flat_map(|graph| &graph.node).any(|node| has_property(node, property))
 }
 
 impl<'a> Dataflow<'a> {
@@ -96,7 +101,7 @@ impl<'a> Dataflow<'a> {
         let falses = stored.chain(constants).filter(|(_, tensor)| is_false(tensor));
         random_kinds.falses = falses.map(|(name, _)| name).collect();
         let random = graph.node.iter().map(|node| random_kinds.is_random(node)).collect();
-        Self { graph, producer, random }
+        Self { graph, functions: &model.functions, producer, random }
     }
 
     /// The node that computes a tensor; none for inputs and weights.
@@ -133,6 +138,19 @@ impl<'a> Dataflow<'a> {
         let mut nodes: Vec<usize> = nodes.into_iter().collect();
         nodes.sort_unstable();
         (nodes, leaves)
+    }
+
+    /// Whether a node that `output` depends on has a property, also inside sub-graphs and functions.
+    pub(crate) fn depends_on(&self, output: &str, property: &dyn Fn(&NodeProto) -> bool) -> bool {
+        let (nodes, _) = self.needed(&[output], &[]);
+        nodes.into_iter().any(|index| {
+            let node = &self.graph.node[index];
+            let mut functions = self.functions.iter().filter(|function| function.name() == node.op_type());
+            // a function may call another one: then the nodes of all of them count
+            has_property(node, property)
+                || functions
+                    .any(|_| self.functions.iter().flat_map(|f| &f.node).any(|node| has_property(node, property)))
+        })
     }
 
     /// The random operator that `output` depends on, if any.

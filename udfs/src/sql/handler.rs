@@ -22,14 +22,14 @@ use crate::config::AeOptions;
 use crate::explain::explain;
 use crate::model::calibration::Errors;
 use crate::model::describe::{describe, describe_pair, feature_names};
-use crate::model::metadata::{Feature, Metadata, Role, parse_contamination};
+use crate::model::metadata::{Feature, Metadata, Role, RowMode, parse_contamination};
 use crate::model::{Limits, Model, Trial};
 use crate::store::{ModelName, ModelRef, Outcome, Publish, read, write_new};
 use crate::suggest;
 use crate::tables::ModelsTable;
 
 /// Options that describe the contract of a file.
-const CONTRACT_OPTIONS: [&str; 10] = [
+const CONTRACT_OPTIONS: [&str; 11] = [
     "input_cols",
     "code",
     "reconstruction",
@@ -39,6 +39,7 @@ const CONTRACT_OPTIONS: [&str; 10] = [
     "scaled_features",
     "error_metric",
     "null_policy",
+    "rows",
     "contamination",
 ];
 
@@ -357,7 +358,10 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     if let Some(contamination) = contract.contamination {
         properties.push(("contamination", contamination.to_string()));
     }
-    if let Some(rows) = contract.fixed_rows {
+    if contract.row_mode != RowMode::Together {
+        properties.push(("rows", contract.row_mode.name().to_owned()));
+    }
+    if let Some(rows) = contract.fixed_rows.filter(|_| contract.row_mode == RowMode::Together) {
         properties.push(("fixed_batch", rows.to_string()));
     }
     let metadata = model.metadata();
@@ -397,6 +401,7 @@ fn take_metadata(options: &mut Options) -> Result<Metadata> {
         scaled_features: options.take_texts("scaled_features")?,
         error_metric: options.take_choice("error_metric")?,
         null_policy: options.take_choice("null_policy")?,
+        rows: options.take_choice("rows")?,
         contamination: options
             .take_number("contamination")?
             .map(|share| parse_contamination(&share.to_string()))

@@ -19,6 +19,7 @@ const ORDERS: [(&str, &[&str]); 2] = [
             "calibration",
             "metadata",
             "contract",
+            "independence",
             "file",
             "describe",
             "matrix",

@@ -1,0 +1,107 @@
+"""Makes small graphs whose rows influence each other (mixed_*) or do not (apart_*): python tests/foreign/make.py
+
+Needs onnx, see tests/interop/requirements.txt. All have the input x [N, 4], the code x·we and the reconstruction code·wd
+of a tensor y, and differ in how y is computed from x. The mixed graphs must be refused. The others must be accepted.
+The files without these prefixes come from PyTorch and from onnx.quantize.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HERE = Path(__file__).resolve().parent
+RANDOM = np.random.default_rng(19)
+node, F, I = helper.make_node, np.float32, np.int64
+
+
+def weight(name, values, element=F):
+    return numpy_helper.from_array(np.array(values, dtype=element), name)
+
+
+def value(name, shape):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+WE, WD = weight("we", RANDOM.normal(size=(4, 2))), weight("wd", RANDOM.normal(size=(2, 4)))
+ENDS = [node("MatMul", ["y", "we"], ["code"]), node("MatMul", ["code", "wd"], ["reconstruction"])]
+
+
+def save(name, nodes, weights=(), rows="N"):
+    graph = helper.make_graph([*nodes, *ENDS], name, [value("x", [rows, 4])],
+                              [value("code", [rows, 2]), value("reconstruction", [rows, 4])], [WE, WD, *weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="by hand")
+    onnx.checker.check_model(model)
+    onnx.save(model, HERE / f"{name}.onnx")
+
+
+def rare(name, statistic, weights=()):
+    """The statistic s counts only for numbers above 1e12, which no sample has."""
+    save(f"mixed_rare_{name}", [*statistic, node("Greater", ["x", "limit"], ["is_large"]), node("Sub", ["x", "s"], ["moved"]),
+         node("Identity", ["moved"], ["other"]), node("Where", ["is_large", "other", "x"], ["y"])],
+         [weight("limit", 1e12), *weights])
+
+
+AXIS0, LAST = weight("axis0", [0], I), weight("last", [-1], I)
+
+
+def mixed():
+    save("mixed_mean", [node("ReduceMean", ["x", "axis0"], ["s"]), node("Sub", ["x", "s"], ["y"])], [AXIS0])
+    save("mixed_all", [node("ReduceMax", ["x"], ["s"]), node("Div", ["x", "s"], ["y"])])
+    save("mixed_sum", [node("CumSum", ["x", "axis"], ["y"])], [weight("axis", 0, I)])
+    save("mixed_softmax", [node("Softmax", ["x"], ["y"], axis=0)])
+    save("mixed_attention", [
+        node("Transpose", ["x"], ["t"]), node("MatMul", ["x", "t"], ["scores"]), node("Softmax", ["scores"], ["share"]),
+        node("MatMul", ["share", "x"], ["y"])])
+    save("mixed_batch_norm", [node("BatchNormalization", ["x", "one", "zero", "zero", "one"], ["y", "m", "v"],
+                                   training_mode=1)], [weight("one", np.ones(4)), weight("zero", np.zeros(4))])
+    save("mixed_quantised", [node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+                             node("DequantizeLinear", ["q", "s", "z"], ["y"])])
+    save("mixed_reversed", [node("Slice", ["x", "last", "first", "axis0", "last"], ["y"])],
+         [AXIS0, LAST, weight("first", [np.iinfo(I).min], I)])
+    save("mixed_first", [node("Gather", ["x", "place"], ["s"], axis=0), node("Sub", ["x", "s"], ["y"])],
+         [weight("place", 0, I)])
+    save("mixed_sorted", [node("TopK", ["x", "n"], ["y", "i"], axis=0)], [weight("n", [4], I)], rows=4)
+    save("mixed_count", [node("Shape", ["x"], ["shape"], end=1), node("Cast", ["shape"], ["n"], to=TensorProto.FLOAT),
+                         node("Div", ["x", "n"], ["y"])])
+    save("mixed_fixed", [node("MatMul", ["turn", "x"], ["y"])], [weight("turn", RANDOM.normal(size=(4, 4)))], rows=4)
+    save("mixed_scale", [node("Sub", ["x", "mean"], ["c"]), node("Div", ["c", "deviation"], ["z"]),
+                         node("Tanh", ["z"], ["t"]), node("ReduceMean", ["t", "axis0"], ["s"]),
+                         node("Sub", ["t", "s"], ["y"])],
+         [AXIS0, weight("mean", [1e6, -1e6, 3e5, 2e5]), weight("deviation", [10, 20, 5, 1])])
+    rare("mean", [node("ReduceMean", ["x", "axis0"], ["s"])], [AXIS0])
+    rare("first", [node("Gather", ["x", "place"], ["s"], axis=0)], [weight("place", 0, I)])
+    rare("norm", [node("LpNormalization", ["x"], ["s"], axis=0)])
+    rare("product", [node("Transpose", ["x"], ["t"]), node("MatMul", ["t", "x"], ["p"]),
+                     node("ReduceSum", ["p"], ["s"], keepdims=0)])
+    branches = [helper.make_graph([node(kind, ["x"], [f"from_{kind}"])], kind, [], [value(f"from_{kind}", ["N", 4])])
+                for kind in ("Neg", "Identity")]
+    save("mixed_rare_if", [node("ReduceMax", ["x"], ["largest"], keepdims=0), node("Greater", ["largest", "limit"], ["is"]),
+                           node("If", ["is"], ["y"], then_branch=branches[0], else_branch=branches[1])],
+         [weight("limit", 1e12)])
+
+
+def apart():
+    save("apart_layer_norm", [node("LayerNormalization", ["x", "one"], ["y"])], [weight("one", np.ones(4))])
+    save("apart_softmax", [node("Softmax", ["x"], ["y"], axis=-1)])
+    save("apart_reduced", [node("ReduceMean", ["x", "last"], ["s"]), node("Sub", ["x", "s"], ["y"])], [LAST])
+    save("apart_batch_norm", [node("BatchNormalization", ["x", "one", "zero", "mean", "one"], ["y"])],
+         [weight("one", np.ones(4)), weight("zero", np.zeros(4)), weight("mean", [1, 2, 3, 4])])
+    save("apart_attention", [  # over the four features of a row
+        node("Unsqueeze", ["x", "last"], ["t"]), node("Transpose", ["t"], ["u"], perm=[0, 2, 1]),
+        node("MatMul", ["t", "u"], ["scores"]), node("Softmax", ["scores"], ["share"]),
+        node("MatMul", ["share", "t"], ["v"]), node("Squeeze", ["v", "last"], ["y"])], [LAST])
+    save("apart_flat", [node("Reshape", ["x", "flat"], ["f"]), node("Tanh", ["f"], ["t"]),
+                        node("Reshape", ["t", "rows"], ["y"])], [weight("flat", [-1], I), weight("rows", [-1, 4], I)])
+    save("apart_turned", [node("Transpose", ["x"], ["t"]), node("MatMul", ["w", "t"], ["p"]),
+                          node("Transpose", ["p"], ["y"])], [weight("w", RANDOM.normal(size=(4, 4)))])
+    save("apart_unrolled", [node("Split", ["x"], ["a", "b"], axis=0, num_outputs=2), node("Tanh", ["a"], ["c"]),
+                            node("Tanh", ["b"], ["d"]), node("Concat", ["c", "d"], ["y"], axis=0)], rows=2)
+    save("apart_zeros", [node("Shape", ["x"], ["shape"]), node("ConstantOfShape", ["shape"], ["zeros"]),
+                         node("Max", ["x", "zeros"], ["y"])])
+
+
+if __name__ == "__main__":
+    mixed()
+    apart()
