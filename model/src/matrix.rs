@@ -303,12 +303,6 @@ impl Rows {
         let columns = columns.iter().map(temporal_as_numbers).collect::<Result<Vec<_>>>()?;
         Cells::columns(&columns, input.element, policy)
     }
-
-    /// All features as `f64`, for any inputs of the graph.
-    pub(crate) fn numbers(&self, width: usize, policy: NullPolicy) -> Result<Cells> {
-        let all = TensorSpec { name: String::new(), element: Element::Float64, rows_per_row: 1, shape: vec![width] };
-        self.cells(&all, 0, width, policy)
-    }
 }
 
 /// Casts an array. A value that does not fit is an error, not a null.

@@ -47,6 +47,33 @@ macro_rules! rounded {
 }
 rounded!(i8, i16, i32, i64, u8, u16, u32, u64);
 
+/// Numbers of a tensor or a column that convert to `f64`.
+pub(crate) trait ToF64: Copy {
+    /// The nearest `f64`; exact for floating-point numbers, and for integers up to 2^53.
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! to_f64 {
+    ($($number:ty),*) => { $(impl ToF64 for $number {
+        fn to_f64(self) -> f64 {
+            self as f64
+        }
+    })* };
+}
+to_f64!(f32, f64, i8, i16, i32, i64, u8, u16, u32, u64);
+
+impl ToF64 for f16 {
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl ToF64 for bool {
+    fn to_f64(self) -> f64 {
+        f64::from(u8::from(self))
+    }
+}
+
 /// The nearest `f64`; exact up to 2^53.
 pub fn f64_from_usize(value: usize) -> f64 {
     value as f64

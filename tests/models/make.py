@@ -75,6 +75,14 @@ def main():
     save("typed", typed, [value("flag", ["N", 1], TensorProto.BOOL), value("count", ["N", 1], TensorProto.INT16)],
          [CODE, RECONSTRUCTION], [HALF, ONE], {"aefusion.features": json.dumps([{"name": "flag"}, {"name": "count"}])})
 
+    # the reconstruction is what went in: one input a column, and one input of float16
+    kept = [ENCODE, helper.make_node("Abs", ["x"], ["reconstruction"])]
+    save("columns_kept", [helper.make_node("Concat", ["a", "b"], ["x"], axis=1), *kept],
+         [value("a", ["N", 1]), value("b", ["N", 1])], [CODE, RECONSTRUCTION], [HALF])
+    half = TensorProto.FLOAT16
+    save("float16_kept", [helper.make_node("Cast", ["x16"], ["x"], to=FLOAT), *kept],
+         [value("x16", ["N", 2], half)], [CODE, RECONSTRUCTION], [HALF])
+
     # Dropout that is switched off is not random
     off = [
         ENCODE,

@@ -7,10 +7,10 @@ use datafusion_common::error::Result;
 use datafusion_common::exec_err;
 use multiversion::multiversion;
 
-use crate::contract::Contract;
-use crate::matrix::{Block, Cells, Rows};
+use crate::contract::{Contract, TensorSpec};
+use crate::matrix::Rows;
 use crate::metadata::{ErrorMetric, NullPolicy};
-use crate::numbers::f64_from_usize;
+use crate::numbers::{ToF64, f64_from_usize};
 use crate::output::Scores;
 use crate::runtime::{Element, Input};
 
@@ -31,8 +31,8 @@ enum Original {
     Output(usize),
     /// The only input of the graph, after the cast to its type.
     Input,
-    /// The features as `f64`, for inputs of several tensors or other types.
-    Features(Cells, Block),
+    /// All inputs of the graph, after the casts to their types: the width of each, and a block of rows as `f64`.
+    Inputs(Vec<usize>, Vec<f64>),
 }
 
 /// Measures errors block by block.
@@ -61,7 +61,7 @@ pub(super) struct Measure<'a> {
 
 impl<'a> Measure<'a> {
     /// `original` and `reconstruction` are indices of fetched outputs. Without `original`, the error compares the
-    /// features themselves.
+    /// inputs of the graph.
     ///
     /// # Errors
     /// A planning error if parts are requested and the feature of a compared column is unknown.
@@ -78,11 +78,7 @@ impl<'a> Measure<'a> {
         let original = match (original, contract.inputs.as_slice()) {
             (Some(index), _) => Original::Output(index),
             (None, [input]) if matches!(input.element, Element::Float32 | Element::Float64) => Original::Input,
-            (None, _) => {
-                let cells = rows.numbers(n_features, policy)?;
-                let block = cells.new_block();
-                Original::Features(cells, block)
-            }
+            (None, inputs) => Original::Inputs(inputs.iter().map(TensorSpec::width).collect(), Vec::new()),
         };
         let features = match wants_parts {
             true => Some(contract.require_error_features()?),
@@ -126,7 +122,7 @@ impl<'a> Measure<'a> {
     /// Measures the rows of the block that ran last.
     ///
     /// # Errors
-    /// An execution error if the input has no floating-point numbers.
+    /// An execution error if an input has strings.
     pub(super) fn block<'v>(
         &mut self,
         rows: Range<usize>,
@@ -140,7 +136,10 @@ impl<'a> Measure<'a> {
         let values = match &mut original {
             Original::Output(index) => output(*index),
             Original::Input => values_of(inputs.first(), n)?,
-            Original::Features(cells, block) => values_of(Some(&cells.block(rows.clone(), rows.len(), block)?), n)?,
+            Original::Inputs(widths, block) => {
+                side_by_side(inputs, widths, rows.len(), self.width, block)?;
+                Floats::F64(block)
+            }
         };
         match (values, reconstruction) {
             (Floats::F32(a), Floats::F32(b)) => self.rows(rows, a, b),
@@ -244,6 +243,42 @@ fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Floats<'v>> {
         Some(Input::Float32(values)) => Ok(Floats::F32(&values[..n])),
         Some(Input::Float64(values)) => Ok(Floats::F64(&values[..n])),
         other => exec_err!("cannot compare a reconstruction with {other:?}"),
+    }
+}
+
+/// Writes the rows of several tensors to `block`, each row with the numbers of all tensors: `total` numbers.
+fn side_by_side(inputs: &[Input<'_>], widths: &[usize], rows: usize, total: usize, block: &mut Vec<f64>) -> Result<()> {
+    block.resize(rows * total, 0.0);
+    let mut first = 0;
+    for (input, width) in inputs.iter().zip(widths) {
+        let place = (first, *width, total);
+        match input {
+            Input::Float16(values) => copy(values, place, block),
+            Input::Float32(values) => copy(values, place, block),
+            Input::Float64(values) => copy(values, place, block),
+            Input::Int8(values) => copy(values, place, block),
+            Input::Int16(values) => copy(values, place, block),
+            Input::Int32(values) => copy(values, place, block),
+            Input::Int64(values) => copy(values, place, block),
+            Input::UInt8(values) => copy(values, place, block),
+            Input::UInt16(values) => copy(values, place, block),
+            Input::UInt32(values) => copy(values, place, block),
+            Input::UInt64(values) => copy(values, place, block),
+            Input::Bool(values) => copy(values, place, block),
+            Input::String(_) => return exec_err!("cannot compare a reconstruction with strings"),
+        }
+        first += width;
+    }
+    Ok(())
+}
+
+/// Copies rows of `width` numbers to the columns from `first` on of rows of `total` numbers.
+fn copy<T: ToF64>(values: &[T], (first, width, total): (usize, usize, usize), block: &mut [f64]) {
+    if width == 0 {
+        return;
+    }
+    for (row, values) in block.chunks_exact_mut(total).zip(values.chunks_exact(width)) {
+        row[first..first + width].iter_mut().zip(values).for_each(|(to, from)| *to = from.to_f64());
     }
 }
 
