@@ -33,7 +33,8 @@ crate::harness::tests! {
 const MEAN: &str =
     "CREATE MODEL mean OPTIONS (model_type = 'onnx', model_path = 'tests/models/mean.onnx', input_cols = ['a', 'b'])";
 
-fn aefusion() -> Command {
+/// The program, in the root of the repository.
+pub(crate) fn aefusion() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aefusion"));
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -44,7 +45,7 @@ fn aefusion() -> Command {
 }
 
 /// Exit code, standard output and standard error.
-fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let code = output.status.code().map_or("none".to_owned(), |code| code.to_string());

@@ -29,6 +29,7 @@ mod execution;
 mod hostile;
 mod interop;
 mod lift_calls;
+mod paths;
 #[cfg(feature = "kafka")]
 mod pipelines;
 mod plans;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         harness::trials("cli", cli::TESTS),
         harness::trials("docs", docs::TESTS),
         harness::trials("hostile", hostile::TESTS),
+        harness::trials("paths", paths::TESTS),
         harness::trials("plans", plans::TESTS),
         #[cfg(feature = "kafka")]
         harness::trials("refused", refused::TESTS),

@@ -1,6 +1,6 @@
 //! Files and object stores by path or URL.
 
-use std::path::Path as FilePath;
+use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,11 +39,24 @@ pub fn open(location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
 }
 
 fn local(path: &FilePath) -> Result<(Arc<dyn ObjectStore>, Path)> {
-    let absolute = std::path::absolute(path)?;
+    let absolute = without_parents(&std::path::absolute(path)?);
     let path = Path::from_absolute_path(&absolute).map_err(|e| {
         DataFusionError::External(Box::new(e)).context(format!("'{}' is not a path", absolute.display()))
     })?;
     Ok((Arc::new(LocalFileSystem::new()), path))
+}
+
+/// An absolute path without `..`: each removes the part before it, also if that part is a link. DataFusion reads the
+/// paths of `FROM` and `COPY` in the same way.
+fn without_parents(path: &FilePath) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(plain.pop()),
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 pub(super) fn check_size(name: &str, size: u64, limits: &Limits) -> Result<()> {
@@ -100,5 +113,24 @@ pub(crate) async fn write_new(runtime: &RuntimeEnv, location: &str, bytes: Bytes
             exec_err!("'{location}' exists already and is not overwritten; choose another name or remove it first")
         }
         Err(e) => Err(DataFusionError::ObjectStore(Box::new(e)).context(format!("could not write '{location}'"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_are_removed_before_links_are_followed() {
+        for (path, expected) in [
+            ("/a/b/../c.onnx", "/a/c.onnx"),
+            ("/a/b/c/../../d", "/a/d"),
+            ("/a/./b", "/a/b"),
+            ("/../../a", "/a"),
+            ("/a/..", "/"),
+            ("/a/...", "/a/..."),
+        ] {
+            assert_eq!(without_parents(FilePath::new(path)), FilePath::new(expected), "{path}");
+        }
     }
 }
