@@ -19,8 +19,8 @@ impl ModelName {
         let first = characters.next().is_some_and(|c| c.is_alphabetic() || c == '_');
         if !first || name.len() > 128 || !characters.all(|c| c.is_alphanumeric() || c == '_' || c == '-') {
             return plan_err!(
-                "'{name}' cannot name a model: a name has up to 128 letters, digits, _ and -, and begins with a letter \
-                 or _"
+                "'{name}' cannot name a model: a name has up to 128 bytes of letters, digits, _ and -, and begins with \
+                 a letter or _"
             );
         }
         Ok(Self(name.to_owned()))

@@ -29,6 +29,7 @@ mod execution;
 mod hostile;
 mod interop;
 mod lift_calls;
+mod names;
 mod paths;
 #[cfg(feature = "kafka")]
 mod pipelines;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         harness::trials("cli", cli::TESTS),
         harness::trials("docs", docs::TESTS),
         harness::trials("hostile", hostile::TESTS),
+        harness::trials("names", names::TESTS),
         harness::trials("paths", paths::TESTS),
         harness::trials("plans", plans::TESTS),
         #[cfg(feature = "kafka")]

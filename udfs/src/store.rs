@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use datafusion::common::{exec_datafusion_err, plan_datafusion_err};
+use datafusion::common::{exec_datafusion_err, plan_datafusion_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
-use object_store::path::Path;
+use object_store::path::{Path, PathPart};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use url::Url;
 
@@ -24,6 +24,9 @@ pub use files::open;
 pub(crate) use files::{read, write_new};
 
 const FILE: &str = "model.onnx";
+
+/// Longest name of a folder, bytes. Letters beyond ASCII are percent-encoded, so each of their bytes takes three.
+const MAX_FOLDER: usize = 255;
 
 /// One stored file.
 #[derive(Debug, Clone)]
@@ -146,6 +149,22 @@ impl ModelStore {
     /// Whether a look-up needs a network round trip.
     pub(crate) fn is_remote(&self) -> bool {
         self.place == Place::Remote
+    }
+
+    /// Checks that the store can hold a model of this name.
+    ///
+    /// # Errors
+    /// A planning error if its folder would have too long a name.
+    pub(crate) fn check_name(&self, name: &ModelName) -> Result<()> {
+        let length = PathPart::from(name.as_str()).as_ref().len();
+        if self.place == Place::Directory && length > MAX_FOLDER {
+            return plan_err!(
+                "the model store {} cannot hold '{name}': its folder would have a name of {length} bytes, at most \
+                 {MAX_FOLDER} are allowed; choose a shorter name, or one of letters from a to z, which take the least",
+                self.location
+            );
+        }
+        Ok(())
     }
 
     fn path(&self, name: &ModelName, version: u64) -> Path {

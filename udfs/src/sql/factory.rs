@@ -70,8 +70,9 @@ async fn model(state: &SessionState, location: &str, function: &str) -> Result<(
     if let Ok(reference) = ModelRef::parse(location) {
         return Ok((models.find(&reference, &limits).await?, true));
     }
+    let name = ModelName::new(function)?;
     let bytes = describe(&read(state.runtime_env(), location, &limits).await?, Metadata::default(), &limits)?;
-    let model = Arc::new(Model::load(&ModelName::new(function)?, 1, bytes, &limits)?);
+    let model = Arc::new(Model::load(&name, 1, bytes, &limits)?);
     verify(&model)?;
     Ok((model, false))
 }

@@ -100,6 +100,7 @@ impl<'a> Handler<'a> {
 
     async fn create(&self, create: CreateModel) -> Result<DataFrame> {
         let name = &create.model.name;
+        self.models.store().check_name(name)?;
         let newest = self.models.newest(name).await?;
         if newest > 0 && create.if_not_exists {
             return self.found(&create.model).await;
