@@ -75,13 +75,16 @@ pub fn to_numbers(array: &ArrayRef) -> Result<ArrayRef> {
     Ok(Arc::new(numbers))
 }
 
-/// Numbers as dates or timestamps, to the nearest tick: the inverse of [`to_numbers`]. NaN becomes null.
+/// Numbers as dates, to the nearest day, or timestamps, to the nearest tick: the inverse of [`to_numbers`]. NaN becomes
+/// null.
 pub fn from_numbers(numbers: &Float64Array, to: &DataType) -> Result<ArrayRef> {
     let Some(per_unit) = ticks(to) else { return exec_err!("{to} is neither a date nor a timestamp") };
-    let rounded: Float64Array = numbers
-        .iter()
-        .map(|value| value.filter(|value| !value.is_nan()).map(|value| (value * per_unit).round()))
-        .collect();
+    let ticks = |value: f64| match to {
+        // milliseconds, of whole days
+        DataType::Date64 => value.round() * per_unit,
+        _ => (value * per_unit).round(),
+    };
+    let rounded: Float64Array = numbers.iter().map(|value| value.filter(|value| !value.is_nan()).map(ticks)).collect();
     let ticks = cast(&rounded, &DataType::Int64)?;
     let narrow = if *to == DataType::Date32 { cast(&ticks, &DataType::Int32)? } else { ticks };
     Ok(cast(&narrow, to)?)
@@ -95,10 +98,22 @@ pub fn temporal_as_numbers(array: &ArrayRef) -> Result<ArrayRef> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use arrow::array::{Date32Array, TimestampMillisecondArray};
+    use arrow::array::{Date32Array, Date64Array, TimestampMillisecondArray};
     use arrow::datatypes::Float64Type;
 
     use super::*;
+
+    #[test]
+    fn dates_are_whole_days() {
+        // 0.5 rounds away from 0
+        let numbers = Float64Array::from(vec![Some(10957.4), Some(10957.5), Some(-0.6), Some(f64::NAN), None]);
+        let days = [Some(10957), Some(10958), Some(-1), None, None];
+        let date32: ArrayRef = Arc::new(Date32Array::from_iter(days));
+        let milliseconds = days.map(|day| day.map(|day| i64::from(day) * 86_400_000));
+        let date64: ArrayRef = Arc::new(Date64Array::from_iter(milliseconds));
+        assert_eq!(&from_numbers(&numbers, &DataType::Date32).unwrap(), &date32);
+        assert_eq!(&from_numbers(&numbers, &DataType::Date64).unwrap(), &date64);
+    }
 
     #[test]
     fn dates_and_timestamps_become_numbers_and_come_back() {
