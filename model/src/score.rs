@@ -293,7 +293,7 @@ impl<'a> Scoring<'a> {
         let begun = Instant::now();
         let mut inputs = Vec::with_capacity(self.cells.len());
         for (cells, block) in self.cells.iter().zip(&mut worker.blocks) {
-            inputs.push(cells.block(rows.clone(), padded, block)?);
+            inputs.push(cells.block(rows.clone(), padded, self.valid.as_ref(), block)?);
         }
         let converted = Instant::now();
         self.meter.conversion += converted - begun;

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray};
 use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::datatypes::{
     DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
@@ -15,7 +15,7 @@ use half::f16;
 
 use super::cast;
 use crate::metadata::NullPolicy;
-use crate::numbers::ToF32;
+use crate::numbers::{ToF32, ToF64};
 use crate::runtime::{Element, Input};
 
 /// Rows of a tile when columns become rows. The tile of the result stays in the first-level cache.
@@ -84,13 +84,20 @@ macro_rules! natives {
                 }
             }
 
-            /// The rows of a range, with zeros up to `padded` rows. Packed rows without padding are not copied.
+            /// The rows of a range, with zeros up to `padded` rows. Packed rows without padding are not copied. The rows that
+            /// are not `valid` have no result, so their numbers may be beyond the range of the type.
             ///
             /// # Errors
-            /// An execution error if `block` was made for other cells.
-            pub(crate) fn block<'a>(&'a self, rows: Range<usize>, padded: usize, block: &'a mut Block) -> Result<Input<'a>> {
+            /// An execution error if a number is beyond the range of the type, or if `block` was made for other cells.
+            pub(crate) fn block<'a>(
+                &'a self,
+                rows: Range<usize>,
+                padded: usize,
+                valid: Option<&NullBuffer>,
+                block: &'a mut Block,
+            ) -> Result<Input<'a>> {
                 match (self, block) {
-                    $((Self::$kind(layout), Block::$kind(block)) => Ok(Input::$kind(layout.block(rows, padded, block))),)*
+                    $((Self::$kind(layout), Block::$kind(block)) => Ok(Input::$kind(layout.block(rows, padded, valid, block)?)),)*
                     (Self::Bool(values, width), Block::Bool(block)) => Ok(Input::Bool(padded_copy(values, *width, rows, padded, block))),
                     (Self::String(values, width), Block::String(block)) => Ok(Input::String(padded_copy(values, *width, rows, padded, block))),
                     _ => exec_err!("the block has another element type than its cells"),
@@ -121,11 +128,18 @@ enum ColumnValues<T: Number> {
 /// Numbers that convert to another type.
 pub(crate) trait Convert<T>: Debug + Send + Sync {
     fn convert(&self, rows: Range<usize>, into: &mut [T]);
+
+    /// The number of a row.
+    fn number(&self, row: usize) -> f64;
 }
 
-impl<S: Number + ToF32> Convert<f32> for ScalarBuffer<S> {
+impl<S: Number + ToF32 + ToF64> Convert<f32> for ScalarBuffer<S> {
     fn convert(&self, rows: Range<usize>, into: &mut [f32]) {
         into.iter_mut().zip(&self[rows]).for_each(|(to, from)| *to = from.to_f32());
+    }
+
+    fn number(&self, row: usize) -> f64 {
+        self[row].to_f64()
     }
 }
 
@@ -165,7 +179,7 @@ pub(crate) enum Layout<T: Number> {
 }
 
 /// A number that a tensor can hold.
-pub(crate) trait Number: arrow::datatypes::ArrowNativeType {
+pub(crate) trait Number: arrow::datatypes::ArrowNativeType + ToF64 {
     /// The value of a null that the graph fills in: NaN, or 0 for integers.
     const MISSING: Self;
 
@@ -208,15 +222,52 @@ impl<T: Number> Layout<T> {
         Self::Packed(replaced, width)
     }
 
-    fn block<'a>(&'a self, rows: Range<usize>, padded: usize, block: &'a mut Vec<T>) -> &'a [T] {
+    fn block<'a>(
+        &'a self,
+        rows: Range<usize>,
+        padded: usize,
+        valid: Option<&NullBuffer>,
+        block: &'a mut Vec<T>,
+    ) -> Result<&'a [T]> {
         match self {
-            Self::Packed(values, width) => padded_copy(values, *width, rows, padded, block),
+            Self::Packed(values, width) => Ok(padded_copy(values, *width, rows, padded, block)),
             Self::Columns(columns, null) => {
-                transpose(columns, *null, rows, padded, block);
-                block
+                transpose(columns, *null, rows.clone(), padded, block);
+                check_converted(columns, rows, valid, block)?;
+                Ok(block)
             }
         }
     }
+}
+
+/// Checks that no finite number of a valid row became infinite. The block is still in the cache, unlike the columns.
+fn check_converted<T: Number>(
+    columns: &[Column<T>],
+    rows: Range<usize>,
+    valid: Option<&NullBuffer>,
+    block: &[T],
+) -> Result<()> {
+    let is_converted = columns.iter().any(|column| matches!(column.values, ColumnValues::Other(_)));
+    // without an early end, so the compiler can vectorise it
+    if !is_converted || !block.iter().fold(false, |found, value| found | value.to_f64().is_infinite()) {
+        return Ok(());
+    }
+    let is_valid = |row| valid.is_none_or(|valid| valid.is_valid(row));
+    for (row, values) in rows.zip(block.chunks_exact(columns.len())).filter(|(row, _)| is_valid(*row)) {
+        for (column, value) in columns.iter().zip(values) {
+            if let ColumnValues::Other(source) = &column.values
+                && value.to_f64().is_infinite()
+                && source.number(row).is_finite()
+            {
+                return beyond(source.number(row), &DataType::Float32);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn beyond<T>(value: f64, data_type: &DataType) -> Result<T> {
+    exec_err!("the model takes {data_type}, which cannot hold {value:e}; scale or limit the values first")
 }
 
 fn padded_copy<'a, T: Clone + Default>(
@@ -306,7 +357,28 @@ where
         check_whole(via, &cast)?;
     }
     let numbers = cast.as_primitive::<T>();
+    if T::DATA_TYPE.is_floating() && *via.data_type() != T::DATA_TYPE {
+        check_range(via, numbers)?;
+    }
     Ok((numbers.values().clone(), given_nulls(numbers)))
+}
+
+/// Checks that a cast to a floating-point type made no finite number infinite.
+fn check_range<T: ArrowPrimitiveType>(from: &ArrayRef, to: &PrimitiveArray<T>) -> Result<()>
+where
+    T::Native: Number,
+{
+    if !to.iter().flatten().any(|value| value.to_f64().is_infinite()) {
+        return Ok(());
+    }
+    let from = cast(from, &DataType::Float64)?;
+    let finite = |(from, to): (Option<f64>, Option<T::Native>)| {
+        from.filter(|from| from.is_finite() && to.is_some_and(|to| to.to_f64().is_infinite()))
+    };
+    match from.as_primitive::<Float64Type>().iter().zip(to.iter()).find_map(finite) {
+        Some(value) => beyond(value, &T::DATA_TYPE),
+        None => Ok(()),
+    }
 }
 
 /// Checks that a cast to an integer lost no fraction.
@@ -375,7 +447,7 @@ mod tests {
             let cells = Cells::columns(&columns, Element::Float32, NullPolicy::Propagate).unwrap();
             let mut block = cells.new_block();
             let range = usize::from(rows.start)..usize::from(rows.end);
-            let Input::Float32(found) = cells.block(range, 160, &mut block).unwrap() else { unreachable!() };
+            let Input::Float32(found) = cells.block(range, 160, None, &mut block).unwrap() else { unreachable!() };
             let mut expected: Vec<f32> = rows
                 .flat_map(|row| (0..width).map(move |j| value(row.into(), j.into()).map_or(0.0, f32::from)))
                 .collect();
