@@ -1,15 +1,17 @@
-//! ONNX graphs as protobuf: reads untrusted files, cuts parts out of graphs, merges two files.
+//! ONNX graphs as protobuf: reads untrusted files, joins their parts, cuts parts out of graphs, merges two files.
 //!
 //! [`super::runtime`] runs graphs.
 
 pub(crate) mod constants;
 mod cut;
 mod dataflow;
+mod external;
 mod merge;
 mod read;
 
 pub(crate) use cut::{Cut, cut, decoder_entry};
 pub(crate) use dataflow::{Dataflow, computed_tensors};
+pub use external::{ScatteredFile, check_length};
 pub(crate) use merge::{DECODER_PREFIX, merge};
 pub use read::Limits;
 pub(crate) use read::{encode, parse};

@@ -26,6 +26,7 @@ mod determinism;
 mod docs;
 mod embedding;
 mod execution;
+mod external_data;
 mod hostile;
 mod interop;
 mod lift_calls;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         harness::trials("pipelines", pipelines::TESTS),
         harness::trials("cli", cli::TESTS),
         harness::trials("docs", docs::TESTS),
+        harness::trials("external_data", external_data::TESTS),
         harness::trials("hostile", hostile::TESTS),
         harness::trials("names", names::TESTS),
         harness::trials("paths", paths::TESTS),

@@ -42,6 +42,13 @@ FEATURES = json.dumps([{"name": "a", "type": "Float32"}, {"name": "b", "type": "
 def main():
     save("mean", [ENCODE, DECODE], [X], [CODE, RECONSTRUCTION], [HALF, ONE])
     save("mean_named", [ENCODE, DECODE], [X], [CODE, RECONSTRUCTION], [HALF, ONE], {"aefusion.features": FEATURES})
+    # weights in a file beside the model, as PyTorch exports them
+    (HERE / "scattered").mkdir(exist_ok=True)
+    data = HERE / "scattered" / "mean.onnx.data"
+    data.unlink(missing_ok=True)  # onnx appends
+    onnx.save(onnx.load(HERE / "mean.onnx"), HERE / "scattered" / "mean.onnx", save_as_external_data=True,
+              location=data.name, size_threshold=0)
+    data.chmod(0o644)
     save("encoder_only", [ENCODE], [X], [CODE], [HALF])
 
     # null features read NaN and become 0: (null, 4) has the code 2 and the reconstruction (2, 2)

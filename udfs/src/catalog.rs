@@ -19,7 +19,7 @@ use crate::model::file::{hex, sha256};
 use crate::model::metadata::Metadata;
 use crate::model::score::verify;
 use crate::model::{Limits, Model, ModelFile};
-use crate::store::{ModelName, ModelRef, ModelStore, Outcome, Publish, Stored};
+use crate::store::{ModelName, ModelRef, ModelStore, Outcome, Publish, Stored, read_local};
 use crate::suggest;
 
 /// Time for which the newest version of a name is cached, for stores across a network. Planning a query asks many
@@ -184,7 +184,7 @@ impl Models {
         Ok(())
     }
 
-    /// [`Models::register_bytes`] of a file.
+    /// [`Models::register_bytes`] of a file, with the tensors that lie in files beside it.
     ///
     /// # Errors
     /// Also if the file cannot be read.
@@ -194,7 +194,7 @@ impl Models {
         path: impl AsRef<std::path::Path>,
         options: Metadata,
     ) -> Result<Arc<Model>> {
-        self.register_bytes(name, std::fs::read(path)?, options)
+        self.register_bytes(name, read_local(path.as_ref(), &Limits::default())?, options)
     }
 
     /// The model that a function call names; without a name, the default model.

@@ -1,6 +1,7 @@
 //! The store of models: `<store>/<name>/<version>/model.onnx` in a directory or an object store.
 
 mod directory;
+mod external;
 mod files;
 mod publish;
 
@@ -19,7 +20,7 @@ use url::Url;
 
 use aefusion_model::Limits;
 pub use aefusion_model::name::{ModelName, ModelRef};
-use files::check_size;
+pub(crate) use external::read_local;
 pub use files::open;
 pub(crate) use files::{read, write_new};
 
@@ -202,7 +203,7 @@ impl ModelStore {
     }
 
     pub(crate) async fn get(&self, stored: &Stored, limits: &Limits) -> Result<Bytes> {
-        check_size(stored.meta.location.as_ref(), stored.meta.size, limits)?;
+        limits.check_size(&format!("'{}'", stored.meta.location), stored.meta.size)?;
         let result = self.store.get(&stored.meta.location).await.map_err(|e| self.failed("read from", e))?;
         result.bytes().await.map_err(|e| self.failed("read from", e))
     }

@@ -7,7 +7,8 @@ use datafusion_common::error::Result;
 use datafusion_common::plan_err;
 use prost::Message;
 
-use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto};
+use super::external::{JOIN, bits, elements};
+use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, tensor_proto};
 
 /// Operator domains that a file may use. Any other domain needs a library of custom operators.
 const DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"];
@@ -32,6 +33,31 @@ impl Default for Limits {
     }
 }
 
+/// Largest protobuf, and so the largest model file, bytes.
+const LARGEST: u64 = (1 << 31) - 1;
+
+impl Limits {
+    /// Checks the size of a file. `what` begins the text of the error.
+    ///
+    /// # Errors
+    /// A planning error if it is too large.
+    pub fn check_size(&self, what: &str, size: u64) -> Result<()> {
+        if size > LARGEST {
+            return plan_err!(
+                "{what} has {size} bytes, but a model is stored as one protobuf, which holds at most 2 GiB; store its \
+                 weights as float16 or int8, or leave out what the autoencoder does not need"
+            );
+        }
+        if size > self.bytes {
+            return plan_err!(
+                "{what} has {size} bytes, at most {} are allowed for a model (ae.max_model_bytes)",
+                self.bytes
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Decodes a file and checks it without a run.
 ///
 /// The protobuf decoder limits nesting to 100 levels.
@@ -39,13 +65,7 @@ impl Default for Limits {
 /// # Errors
 /// A planning error if the file is too large or no protobuf, stores data outside, or uses another operator domain.
 pub(crate) fn parse(bytes: &Bytes, limits: &Limits) -> Result<ModelProto> {
-    if bytes.len() as u64 > limits.bytes {
-        return plan_err!(
-            "the ONNX file has {} bytes, at most {} are allowed (ae.max_model_bytes)",
-            bytes.len(),
-            limits.bytes
-        );
-    }
+    limits.check_size("the ONNX file", bytes.len() as u64)?;
     let mut model = match ModelProto::decode(bytes.clone()) {
         Ok(model) => model,
         Err(e) => return plan_err!("not an ONNX file, or an incomplete one: {e}"),
@@ -68,7 +88,7 @@ fn check(model: &ModelProto, limits: &Limits) -> Result<()> {
         return plan_err!("not an autoencoder: the graph of the file holds no operators");
     }
     let functions = model.functions.iter().map(|f| (f.domain().to_owned(), f.name().to_owned())).collect();
-    let mut check = Check { limits, functions, nodes: 0 };
+    let mut check = Check { limits, functions, nodes: 0, dense: 0 };
     check.graph(graph)?;
     for function in &model.functions {
         check.nodes(&function.node)?;
@@ -83,6 +103,8 @@ struct Check<'a> {
     limits: &'a Limits,
     functions: HashSet<(String, String)>,
     nodes: usize,
+    /// Size of all sparse tensors when ONNX Runtime made them dense, bytes.
+    dense: u64,
 }
 
 impl Check<'_> {
@@ -91,9 +113,7 @@ impl Check<'_> {
             self.tensor(tensor)?;
         }
         for sparse in &graph.sparse_initializer {
-            for tensor in sparse.values.iter().chain(&sparse.indices) {
-                self.tensor(tensor)?;
-            }
+            self.sparse(sparse)?;
         }
         self.nodes(&graph.node)
     }
@@ -133,27 +153,43 @@ impl Check<'_> {
         for tensor in attribute.t.iter().chain(&attribute.tensors) {
             self.tensor(tensor)?;
         }
+        for sparse in attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors) {
+            self.sparse(sparse)?;
+        }
         for graph in attribute.g.iter().chain(&attribute.graphs) {
             self.graph(graph)?;
         }
         Ok(())
     }
 
+    /// ONNX Runtime makes a sparse tensor dense when it loads a graph, so the dense shape counts.
+    fn sparse(&mut self, sparse: &SparseTensorProto) -> Result<()> {
+        for tensor in sparse.values.iter().chain(&sparse.indices) {
+            self.tensor(tensor)?;
+        }
+        let name = sparse.values.as_ref().map_or("", |values| values.name());
+        let elements = self.elements(name, &sparse.dims)?;
+        let bits = sparse.values.as_ref().and_then(|values| bits(values.data_type())).unwrap_or(128);
+        self.dense = self.dense.saturating_add(elements.saturating_mul(bits) / 8);
+        self.limits.check_size("the ONNX file, with its sparse tensors made dense,", self.dense)
+    }
+
     fn tensor(&self, tensor: &TensorProto) -> Result<()> {
         if tensor.data_location() == tensor_proto::DataLocation::External || !tensor.external_data.is_empty() {
             return plan_err!(
-                "tensor \"{}\" of the ONNX file stores its data in another file; save the model as one file \
-                 (in PyTorch: torch.onnx.export(…, external_data=False))",
+                "tensor \"{}\" of the ONNX file stores its data in another file, and only its own bytes are at hand; \
+                 save the model as one file: {JOIN}",
                 tensor.name()
             );
         }
-        let elements = tensor
-            .dims
-            .iter()
-            .try_fold(1_u64, |product, dim| u64::try_from(*dim).ok().and_then(|dim| product.checked_mul(dim)));
-        match elements {
-            Some(elements) if elements <= self.limits.elements => Ok(()),
-            _ => plan_err!("tensor \"{}\" of the ONNX file has the impossible shape {:?}", tensor.name(), tensor.dims),
+        self.elements(tensor.name(), &tensor.dims).map(drop)
+    }
+
+    /// The elements of a shape that is allowed.
+    fn elements(&self, name: &str, dims: &[i64]) -> Result<u64> {
+        match elements(dims) {
+            Some(elements) if elements <= self.limits.elements => Ok(elements),
+            _ => plan_err!("tensor \"{name}\" of the ONNX file has the impossible shape {dims:?}"),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use datafusion::common::{exec_err, plan_err};
+use datafusion::common::exec_err;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::local::LocalFileSystem;
@@ -12,6 +12,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions};
 use url::Url;
 
+use super::external;
+use crate::blocking::offload;
+use crate::explain::explain;
 use crate::model::Limits;
 
 /// The object store of a directory, file or URL, and the path in it.
@@ -22,28 +25,36 @@ pub fn open(location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
     let not_opened = |e: object_store::Error| {
         DataFusionError::ObjectStore(Box::new(e)).context(format!("'{location}' cannot be opened"))
     };
-    // a scheme of one letter is a drive of Windows
     match Url::parse(location) {
-        Ok(url) if url.scheme().len() > 1 => {
-            if url.scheme() == "file"
-                && let Ok(path) = url.to_file_path()
-            {
-                return local(&path);
-            }
+        Ok(url) if local_path(location).is_none() => {
             let environment = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
             let (store, path) = object_store::parse_url_opts(&url, environment).map_err(not_opened)?;
             Ok((Arc::from(store), path))
         }
-        _ => local(FilePath::new(location)),
+        _ => local(&local_path(location).unwrap_or_else(|| PathBuf::from(location))),
+    }
+}
+
+/// The path of a local file; none for the URL of an object store.
+pub(super) fn local_path(location: &str) -> Option<PathBuf> {
+    match Url::parse(location) {
+        // a scheme of one letter is a drive of Windows
+        Ok(url) if url.scheme().len() > 1 => (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten(),
+        _ => Some(PathBuf::from(location)),
     }
 }
 
 fn local(path: &FilePath) -> Result<(Arc<dyn ObjectStore>, Path)> {
-    let absolute = without_parents(&std::path::absolute(path)?);
+    let absolute = absolute(path)?;
     let path = Path::from_absolute_path(&absolute).map_err(|e| {
         DataFusionError::External(Box::new(e)).context(format!("'{}' is not a path", absolute.display()))
     })?;
     Ok((Arc::new(LocalFileSystem::new()), path))
+}
+
+/// The absolute path of a file, without `..`.
+pub(super) fn absolute(path: &FilePath) -> Result<PathBuf> {
+    Ok(without_parents(&std::path::absolute(path)?))
 }
 
 /// An absolute path without `..`: each removes the part before it, also if that part is a link. DataFusion reads the
@@ -57,16 +68,6 @@ fn without_parents(path: &FilePath) -> PathBuf {
         }
     }
     plain
-}
-
-pub(super) fn check_size(name: &str, size: u64, limits: &Limits) -> Result<()> {
-    if size > limits.bytes {
-        return plan_err!(
-            "'{name}' has {size} bytes, at most {} are allowed for a model (ae.max_model_bytes)",
-            limits.bytes
-        );
-    }
-    Ok(())
 }
 
 /// The object store of a file and the path in it: a store that the session has for the URL, or else [`open`].
@@ -86,18 +87,27 @@ fn open_in(runtime: &RuntimeEnv, location: &str) -> Result<(Arc<dyn ObjectStore>
     open(location)
 }
 
-/// The bytes of a model file at a path or URL.
+/// The bytes of a model file at a path or URL, with the tensors that lie in files beside it.
 ///
 /// # Errors
-/// A planning error if it is larger than allowed, an execution error if it cannot be read.
+/// A planning error if the file is larger than allowed, or its tensors lie elsewhere. An execution error if a file cannot
+/// be read.
 pub(crate) async fn read(runtime: &RuntimeEnv, location: &str, limits: &Limits) -> Result<Bytes> {
     let failed = |e: object_store::Error| {
         DataFusionError::ObjectStore(Box::new(e)).context(format!("could not read the model file '{location}'"))
     };
     let (store, path) = open_in(runtime, location)?;
     let meta = store.head(&path).await.map_err(failed)?;
-    check_size(location, meta.size, limits)?;
-    store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)
+    limits.check_size(&format!("'{location}'"), meta.size)?;
+    let bytes = store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)?;
+    let joined = match local_path(location) {
+        Some(path) => {
+            let limits = *limits;
+            offload(move || external::join_local(&path, bytes, &limits)).await
+        }
+        None => external::join_remote(store.as_ref(), &path, bytes, limits).await,
+    };
+    joined.map_err(|e| explain(format!("'{location}'"), e))
 }
 
 /// Writes a new file at a path or URL, completely or not at all.
