@@ -77,6 +77,9 @@ pub fn to_numbers(array: &ArrayRef) -> Result<ArrayRef> {
 
 /// Numbers as dates, to the nearest day, or timestamps, to the nearest tick: the inverse of [`to_numbers`]. NaN becomes
 /// null.
+///
+/// # Errors
+/// An execution error if the type is neither, or a number is beyond its range.
 pub fn from_numbers(numbers: &Float64Array, to: &DataType) -> Result<ArrayRef> {
     let Some(per_unit) = ticks(to) else { return exec_err!("{to} is neither a date nor a timestamp") };
     let ticks = |value: f64| match to {
@@ -91,6 +94,9 @@ pub fn from_numbers(numbers: &Float64Array, to: &DataType) -> Result<ArrayRef> {
 }
 
 /// Dates and timestamps as numbers; other columns unchanged.
+///
+/// # Errors
+/// An error if Arrow cannot cast the column.
 pub fn temporal_as_numbers(array: &ArrayRef) -> Result<ArrayRef> {
     if is_temporal(array.data_type()) { to_numbers(array) } else { Ok(Arc::clone(array)) }
 }

@@ -257,8 +257,9 @@ fn layouts(fixed: Option<usize>, compared: usize, widest: usize) -> Vec<Layout> 
             layouts.push(rows(10..26).collect());
             layouts.push(others(8).chain(rows(0..16)).chain(others(8)).collect());
             if widest <= LARGE_BLOCK_WIDTH {
-                let row =
-                    |place: usize| Some(if place % 5 == 0 { place / 5 % compared } else { compared + place % OTHERS });
+                let row = |place: usize| {
+                    Some(if place.is_multiple_of(5) { place / 5 % compared } else { compared + place % OTHERS })
+                };
                 layouts.push((0..LARGE_BLOCK).map(row).collect());
             }
         }

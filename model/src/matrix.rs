@@ -223,7 +223,7 @@ impl Rows {
     }
 
     /// Rows of zeros, or of empty strings for string inputs.
-    pub fn zeros(contract: &Contract, n: usize) -> Result<Self> {
+    pub(crate) fn zeros(contract: &Contract, n: usize) -> Result<Self> {
         let zero = |element: Element| -> Result<ArrayRef> {
             let strings: ArrayRef = Arc::new(arrow::array::StringArray::from(vec![""; n]));
             let numbers: ArrayRef = Arc::new(arrow::array::Float32Array::from(vec![0.0; n]));
@@ -237,6 +237,11 @@ impl Rows {
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.n
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
     }
 
     /// Rows with a result; none if all have one.
@@ -271,7 +276,10 @@ impl Rows {
         .filter(|nulls| nulls.null_count() > 0)
     }
 
-    /// The values of one feature.
+    /// The values of one feature. `width` is the number of features.
+    ///
+    /// # Errors
+    /// An error of Arrow if the rows have fewer features.
     pub fn feature(&self, index: usize, width: usize) -> Result<ArrayRef> {
         match &self.arrays {
             FeatureArrays::Columns(columns) => Ok(Arc::clone(&columns[index])),
@@ -306,7 +314,7 @@ impl Rows {
 }
 
 /// Casts an array. A value that does not fit is an error, not a null.
-pub fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
+pub(crate) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     if array.data_type() == to {
         return Ok(Arc::clone(array));
     }
@@ -318,6 +326,9 @@ pub fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
 }
 
 /// A column of lists of `width` numbers.
+///
+/// # Errors
+/// An error of Arrow if the number of values is no multiple of `width`.
 pub fn list_array(values: ArrayRef, width: usize, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
     let DataType::FixedSizeList(item, size) = list_type(width) else { return exec_err!("not a list") };
     Ok(Arc::new(arrow::array::FixedSizeListArray::try_new(item, size, values, nulls)?))

@@ -113,6 +113,9 @@ pub fn score(model: &Model, start: Start, rows: &Rows, request: &Request, block_
 }
 
 /// Computes every output that a function can request, over rows of zeros.
+///
+/// # Errors
+/// A planning or execution error if one of them fails.
 pub fn verify(model: &Arc<Model>) -> Result<()> {
     let contract = model.contract();
     let zeros = Rows::zeros(contract, 1)?;

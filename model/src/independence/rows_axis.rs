@@ -396,7 +396,7 @@ impl Walk<'_> {
         let of_row = per * from.get(axis + 1..)?.iter().product::<usize>();
         (0..to.len()).find_map(|axis| {
             let after: usize = to[axis + 1..].iter().product();
-            let is_there = to[..axis].iter().product::<usize>() == before && after > 0 && of_row % after == 0;
+            let is_there = to[..axis].iter().product::<usize>() == before && after > 0 && of_row.is_multiple_of(after);
             let per = of_row.checked_div(after)?;
             (is_there && to[axis] == self.rows * per).then_some(Rows::Axis { axis, per })
         })

@@ -101,7 +101,7 @@ fn compared_with(graph: &GraphProto) -> Vec<f64> {
 /// Texts that the graph knows, and some others.
 fn texts(graph: &GraphProto, input: &TensorSpec, rows: usize, random: &mut Random) -> Values {
     let mut known: Vec<String> = vec!["a".to_owned(), "b".to_owned(), "0".to_owned()];
-    let reads = |node: &&NodeProto| node.input.iter().any(|name| *name == input.name);
+    let reads = |node: &&NodeProto| node.input.contains(&input.name);
     let lists = graph.node.iter().filter(reads).flat_map(|node| &node.attribute).map(|attribute| &attribute.strings);
     let levels: Vec<String> = lists
         .flatten()

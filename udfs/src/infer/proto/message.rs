@@ -161,7 +161,7 @@ pub(super) fn write(message: &impl Message, buf: &mut Vec<u8>) {
 /// Decodes a message; none if another codec wrote it.
 pub(super) fn read<M: Message + Default>(buf: &[u8]) -> Result<Option<M>> {
     match buf.strip_prefix(MAGIC) {
-        Some(bytes) => M::decode(bytes).map(Some).map_err(|e| external(e)),
+        Some(bytes) => M::decode(bytes).map(Some).map_err(external),
         None => Ok(None),
     }
 }
