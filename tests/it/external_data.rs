@@ -322,7 +322,7 @@ fn attribute(name: &str, r#type: attribute_proto::AttributeType) -> AttributePro
     AttributeProto { name: Some(name.to_owned()), r#type: Some(r#type.into()), ..AttributeProto::default() }
 }
 
-/// One tensor that lies elsewhere, or is too large, in every place of a file that has tensors.
+/// One tensor lies elsewhere, or is too large, in each place where a file has tensors.
 async fn tensors_everywhere_are_checked() {
     use attribute_proto::AttributeType;
 

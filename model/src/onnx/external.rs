@@ -88,7 +88,7 @@ impl ScatteredFile {
     }
 }
 
-/// Checks that a file has all bytes that the tensors of a model need.
+/// Checks that a file has all bytes of the tensors of a model.
 ///
 /// # Errors
 /// A planning error if it does not.

@@ -21,7 +21,7 @@ use crate::model::onnx::{ScatteredFile, check_length};
 /// A local model file with all its tensors.
 ///
 /// # Errors
-/// A planning error if it is larger than allowed, or a tensor does not lie in its folder; an I/O error if a file cannot
+/// A planning error if it is larger than allowed, or a tensor does not lie in its folder. An I/O error if a file cannot
 /// be read.
 pub(crate) fn read_local(path: &FilePath, limits: &Limits) -> Result<Bytes> {
     limits.check_size(&format!("'{}'", path.display()), std::fs::metadata(path)?.len())?;
