@@ -13,7 +13,7 @@ use crate::suggest;
 /// Derive `EnumString`, `IntoStaticStr` and `VariantNames` of the crate `strum`; this trait then applies by itself.
 ///
 /// ```
-/// use aefusion_udfs::choice::Choice;
+/// use aefusion_model::choice::Choice;
 /// use strum::{EnumString, IntoStaticStr, VariantNames};
 ///
 /// #[derive(Debug, Clone, Copy, PartialEq, EnumString, IntoStaticStr, VariantNames)]

@@ -46,6 +46,20 @@ def rare(name, statistic, weights=()):
 AXIS0, LAST = weight("axis0", [0], I), weight("last", [-1], I)
 
 
+def turned_reconstruction():
+    """The reconstruction has channels last, and the input channels first."""
+    nodes = [node("Reshape", ["x", "flat"], ["y"]), node("MatMul", ["y", "we"], ["code"]), node("MatMul", ["code", "wd"], ["z"]),
+             node("Reshape", ["z", "deep"], ["image"]), node("Transpose", ["image"], ["x_hat"], perm=[0, 2, 3, 1]),
+             node("Reshape", ["image", "joined"], ["same_order"])]
+    weights = [weight("we", RANDOM.normal(size=(12, 2))), weight("wd", RANDOM.normal(size=(2, 12))), weight("flat", [-1, 12], I),
+               weight("deep", [-1, 3, 2, 2], I), weight("joined", [-1, 3, 4], I)]
+    outputs = [value("code", ["N", 2]), value("x_hat", ["N", 2, 2, 3]), value("same_order", ["N", 3, 4])]
+    graph = helper.make_graph(nodes, "turned", [value("x", ["N", 3, 2, 2])], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="by hand")
+    onnx.checker.check_model(model)
+    onnx.save(model, HERE / "turned_reconstruction.onnx")
+
+
 def mixed():
     save("mixed_mean", [node("ReduceMean", ["x", "axis0"], ["s"]), node("Sub", ["x", "s"], ["y"])], [AXIS0])
     save("mixed_all", [node("ReduceMax", ["x"], ["s"]), node("Div", ["x", "s"], ["y"])])
@@ -105,3 +119,4 @@ def apart():
 if __name__ == "__main__":
     mixed()
     apart()
+    turned_reconstruction()

@@ -91,6 +91,14 @@ pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed) -> 
     {
         return plan_err!("scaled {scaled} and scaled_reconstruction {reconstruction} differ in width");
     }
+    if let (Some(scaled), Some(reconstruction)) = (scaled.tensor(), scaled_reconstruction.tensor())
+        && !same_order(&scaled.shape, &reconstruction.shape)
+    {
+        return plan_err!(
+            "scaled {scaled} and scaled_reconstruction {reconstruction} have the numbers of a row in different orders; \
+             export both with channels first, or both with channels last"
+        );
+    }
     let logits = search.named(Role::Logits)?;
     let mut taken: HashSet<String> = [&scaled, &scaled_reconstruction, &logits]
         .into_iter()
@@ -152,6 +160,10 @@ impl Search<'_> {
                 why = format!("{tensor} {kind}");
                 continue;
             }
+            if let Some(reason) = self.in_other_order(role, tensor) {
+                why = reason;
+                continue;
+            }
             match self.flow.random_source(&tensor.name) {
                 Some(operator) => why = random(tensor, operator),
                 None => candidates.push(tensor),
@@ -204,7 +216,22 @@ impl Search<'_> {
                 self.features
             );
         }
-        Ok(tensor.clone())
+        match self.in_other_order(role, tensor) {
+            Some(reason) => plan_err!("{reason}"),
+            None => Ok(tensor.clone()),
+        }
+    }
+
+    /// Why the numbers of a reconstruction cannot be compared one by one with the features: its shape shows that the
+    /// numbers of a row have another order, such as channels last instead of first.
+    fn in_other_order(&self, role: Role, tensor: &TensorSpec) -> Option<String> {
+        let [input] = self.probed.inputs.as_slice() else { return None };
+        (role == Role::Reconstruction && !same_order(&input.shape, &tensor.shape)).then(|| {
+            format!(
+                "reconstruction {tensor} has the numbers of a row in another order than the input {input}; export both \
+                 with channels first, or both with channels last"
+            )
+        })
     }
 
     fn by_shape(&self, role: Role, taken: &HashSet<String>, fits: impl Fn(usize) -> bool) -> Result<Option<Found>> {
@@ -213,10 +240,13 @@ impl Search<'_> {
             .filter(|tensor| tensor.element.is_float() && fits(tensor.width()) && !taken.contains(&tensor.name))
             .filter(|tensor| self.depends_on_features(&tensor.name))
             .collect();
+        let reason = |tensor: &&TensorSpec| self.in_other_order(role, tensor);
+        let other_order = candidates.iter().find_map(reason);
+        let candidates: Vec<_> = candidates.into_iter().filter(|tensor| reason(tensor).is_none()).collect();
         let (from_random, candidates): (Vec<_>, Vec<_>) =
             candidates.into_iter().partition(|tensor| self.flow.random_source(&tensor.name).is_some());
         match (candidates.as_slice(), from_random.as_slice()) {
-            ([], []) => Ok(None),
+            ([], []) => Ok(other_order.map(Found::none)),
             ([], [tensor, ..]) => {
                 let operator = self.flow.random_source(&tensor.name).unwrap_or_default();
                 Ok(Some(Found::none(random(tensor, operator))))
@@ -296,6 +326,22 @@ impl Search<'_> {
     }
 }
 
+/// Whether rows of two shapes with equally many numbers have them in one order: one shape joins neighbouring axes of the
+/// other, as `[8, 8, 3]` becomes `[64, 3]` or `[192]`.
+fn same_order(a: &[usize], b: &[usize]) -> bool {
+    let ends = |shape: &[usize]| {
+        let mut end = 1;
+        let ends = shape.iter().rev().map(|dim| {
+            end *= *dim;
+            end
+        });
+        // axes of one number do not matter
+        ends.filter(|end| *end > 1).collect::<HashSet<usize>>()
+    };
+    let (a, b) = (ends(a), ends(b));
+    a.is_subset(&b) || b.is_subset(&a)
+}
+
 /// The name of a tensor without the additions of frameworks: `Dense_3/code:0` becomes `code`.
 fn plain(name: &str) -> String {
     let name = name.rsplit('/').next().unwrap_or(name);
@@ -316,4 +362,21 @@ fn ambiguous<T>(role: Role, candidates: &[&TensorSpec]) -> Result<T> {
 
 fn list(tensors: &[&TensorSpec]) -> String {
     tensors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same_order;
+
+    #[test]
+    fn joined_axes_keep_the_order_and_turned_axes_do_not() {
+        for (a, b) in
+            [(&[8, 8, 3][..], &[64, 3][..]), (&[8, 8, 3], &[192]), (&[1, 8, 8], &[8, 8, 1]), (&[12, 1], &[4, 3])]
+        {
+            assert!(same_order(a, b) && same_order(b, a), "{a:?} {b:?}");
+        }
+        for (a, b) in [(&[3, 8, 8][..], &[8, 8, 3][..]), (&[4, 6], &[6, 4]), (&[3, 64], &[8, 8, 3])] {
+            assert!(!same_order(a, b) && !same_order(b, a), "{a:?} {b:?}");
+        }
+    }
 }

@@ -10,6 +10,9 @@ use prost::Message;
 use super::external::{JOIN, bits, elements};
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, tensor_proto};
 
+/// Operators that ONNX Runtime adds when it optimises a graph for the machine that it runs on.
+const MACHINE_DOMAIN: &str = "com.microsoft.nchwc";
+
 /// Operator domains that a file may use. Any other domain needs a library of custom operators.
 const DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"];
 
@@ -135,6 +138,13 @@ impl Check<'_> {
     fn operator(&self, node: &NodeProto) -> Result<()> {
         let known = DOMAINS.contains(&node.domain())
             || self.functions.contains(&(node.domain().to_owned(), node.op_type().to_owned()));
+        if node.domain() == MACHINE_DOMAIN {
+            return plan_err!(
+                "the ONNX file uses operator {} of the domain \"{MACHINE_DOMAIN}\": ONNX Runtime optimised it for one \
+                 machine; use the original file, or optimise it at most with ORT_ENABLE_EXTENDED",
+                node.op_type()
+            );
+        }
         if !known {
             return plan_err!(
                 "the ONNX file uses operator {} of the domain \"{}\"; only the domains \"\", ai.onnx, ai.onnx.ml and \
