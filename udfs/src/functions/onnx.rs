@@ -28,6 +28,7 @@ fn fits(output: &DataType, declared: &DataType) -> bool {
 
 /// A function of `CREATE FUNCTION … LANGUAGE ONNX`.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "proto"), allow(dead_code, reason = "plans across a wire read all fields"))]
 pub(crate) struct OnnxFunction {
     name: String,
     pub(crate) model: Arc<Model>,
