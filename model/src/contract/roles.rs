@@ -222,8 +222,8 @@ impl Search<'_> {
         }
     }
 
-    /// Why the numbers of a reconstruction cannot be compared one by one with the features: its shape shows that the
-    /// numbers of a row have another order, such as channels last instead of first.
+    /// Why a reconstruction cannot be compared number by number with the features. Its shape shows another order of the
+    /// numbers of a row, such as channels last instead of first.
     fn in_other_order(&self, role: Role, tensor: &TensorSpec) -> Option<String> {
         let [input] = self.probed.inputs.as_slice() else { return None };
         (role == Role::Reconstruction && !same_order(&input.shape, &tensor.shape)).then(|| {
@@ -326,8 +326,8 @@ impl Search<'_> {
     }
 }
 
-/// Whether rows of two shapes with equally many numbers have them in one order: one shape joins neighbouring axes of the
-/// other, as `[8, 8, 3]` becomes `[64, 3]` or `[192]`.
+/// Whether rows of two shapes have their numbers in one order. Both have equally many numbers. One shape then joins
+/// neighbouring axes of the other, as `[64, 3]` or `[192]` do with `[8, 8, 3]`.
 fn same_order(a: &[usize], b: &[usize]) -> bool {
     let ends = |shape: &[usize]| {
         let mut end = 1;

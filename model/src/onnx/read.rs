@@ -10,7 +10,7 @@ use prost::Message;
 use super::external::{JOIN, bits, elements};
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, tensor_proto};
 
-/// Operators that ONNX Runtime adds when it optimises a graph for the machine that it runs on.
+/// Operators of graphs that ONNX Runtime optimised for its own machine.
 const MACHINE_DOMAIN: &str = "com.microsoft.nchwc";
 
 /// Operator domains that a file may use. Any other domain needs a library of custom operators.
