@@ -13,6 +13,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::execution_plan::{PlanProperties, ReplaceChildrenOptions};
+use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 
 /// Runs a rule that pushes filters.
@@ -24,7 +25,7 @@ pub(super) struct Guarded(pub(super) Arc<dyn PhysicalOptimizerRule + Send + Sync
 
 impl PhysicalOptimizerRule for Guarded {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        let guarded = plan.transform_up(|node| match has_equal_names(&node.schema()) {
+        let guarded = plan.transform_up(|node| match is_ambiguous(&node) {
             true => Ok(Transformed::yes(Arc::new(Barrier { input: node }) as _)),
             false => Ok(Transformed::no(node)),
         })?;
@@ -48,9 +49,17 @@ impl PhysicalOptimizerRule for Guarded {
     }
 }
 
-fn has_equal_names(schema: &SchemaRef) -> bool {
-    let mut seen = HashSet::new();
-    !schema.fields().iter().all(|field| seen.insert(field.name()))
+/// Whether two columns of a node or of its inputs together have one name. A join that returns only some of its columns can
+/// hide the second one.
+fn is_ambiguous(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let inputs: Vec<SchemaRef> = node.children().into_iter().map(|input| input.schema()).collect();
+    let has_equal_names = |schemas: &[SchemaRef]| {
+        let mut seen = HashSet::new();
+        !schemas.iter().flat_map(|schema| schema.fields()).all(|field| seen.insert(field.name()))
+    };
+    // the rows of a union stand below each other, and its inputs may have the same names
+    let is_union = node.is::<UnionExec>() || node.is::<InterleaveExec>();
+    has_equal_names(&[node.schema()]) || (!is_union && has_equal_names(&inputs))
 }
 
 /// A node that passes on no filter. It exists only while a rule runs.
