@@ -9,10 +9,10 @@
 //! | graphs: reading, cutting, merging | [`onnx`] |
 //! | ONNX Runtime | [`runtime`] |
 //! | errors of held-out rows | [`calibration`] |
-//! | what a file says about itself | [`metadata`], [`contract`], [`file`], [`describe`] |
+//! | what a file says about itself | [`metadata`], [`contract`], [`mod@file`], [`describe`] |
 //! | rows of features as tensors | [`matrix`] |
 //! | results of a run | [`output`] |
-//! | models that can run | [`pool`], [`model`] |
+//! | models that can run | `pool`, [`model`] |
 //! | runs over rows, with errors | [`score`] |
 //! | a test run before publication | [`trial`] |
 

@@ -80,7 +80,7 @@ pub struct Meter {
 
 /// A model over rows of features, block by block.
 ///
-/// A row gives the same bits in any batch. Every run has a multiple of [`ROW_MULTIPLE`] rows, and the error is summed
+/// A row gives the same bits in any batch. Every run has a multiple of `ROW_MULTIPLE` rows, and the error is summed
 /// here, in `f64`, in a fixed order. In a graph, the sums of `ReduceMean` differed between batch sizes.
 #[derive(Debug)]
 pub struct Scoring<'a> {

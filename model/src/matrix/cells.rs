@@ -325,7 +325,7 @@ fn transpose_eight<T: Number>(columns: [&[T]; LANES], first: usize, width: usize
     }
 }
 
-/// Rows as columns, in the same tiles as [`transpose`].
+/// Rows as columns, in the same tiles as `transpose`.
 pub fn split_columns<T: Copy>(values: &[T], width: usize) -> Vec<Vec<T>> {
     let rows = values.len().checked_div(width).unwrap_or_default();
     let mut columns: Vec<Vec<T>> = (0..width).map(|_| Vec::with_capacity(rows)).collect();
