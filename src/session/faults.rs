@@ -2,6 +2,7 @@
 
 mod barrier;
 mod outer_join;
+mod pass_through;
 
 use std::collections::HashSet;
 use std::sync::Arc;

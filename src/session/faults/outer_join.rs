@@ -1,21 +1,16 @@
 //! Keeps the constants of one side of an outer join away from the rows that have no match.
 
-use std::fmt;
 use std::sync::Arc;
 
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{JoinType, Statistics, internal_err};
+use datafusion::common::JoinType;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_plan::execution_plan::{
-    CardinalityEffect, ChildrenPropertiesMode, PlanProperties, ReplaceChildrenOptions,
-};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec, SymmetricHashJoinExec};
-use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
+
+use super::pass_through::{Kind, PassThrough, recompute};
 
 /// Hides constants of the sides of outer joins whose columns can become null.
 ///
@@ -45,7 +40,7 @@ impl PhysicalOptimizerRule for HideConstants {
             let sides = node.children().into_iter().zip(becomes_null).map(|(side, becomes_null)| {
                 if becomes_null && has_constants(side) {
                     is_changed = true;
-                    return Arc::new(OuterSideExec::new(Arc::clone(side))) as Arc<dyn ExecutionPlan>;
+                    return Arc::new(PassThrough::new(Kind::OuterSide, Arc::clone(side))) as Arc<dyn ExecutionPlan>;
                 }
                 Arc::clone(side)
             });
@@ -67,10 +62,6 @@ impl PhysicalOptimizerRule for HideConstants {
     }
 }
 
-fn recompute() -> ReplaceChildrenOptions {
-    ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute)
-}
-
 fn join_type(node: &Arc<dyn ExecutionPlan>) -> Option<JoinType> {
     if let Some(join) = node.downcast_ref::<HashJoinExec>() {
         return Some(*join.join_type());
@@ -82,94 +73,4 @@ fn join_type(node: &Arc<dyn ExecutionPlan>) -> Option<JoinType> {
         return Some(*join.join_type());
     }
     node.downcast_ref::<SortMergeJoinExec>().map(SortMergeJoinExec::join_type)
-}
-
-/// Passes on its input, and claims no constants.
-#[derive(Debug)]
-struct OuterSideExec {
-    input: Arc<dyn ExecutionPlan>,
-    properties: Arc<PlanProperties>,
-}
-
-impl OuterSideExec {
-    fn new(input: Arc<dyn ExecutionPlan>) -> Self {
-        let below = input.properties();
-        let orderings = below.eq_properties.oeq_class().iter().cloned();
-        let equivalences = EquivalenceProperties::new_with_orderings(input.schema(), orderings);
-        let properties = PlanProperties::clone(below).with_eq_properties(equivalences);
-        Self { input, properties: Arc::new(properties) }
-    }
-}
-
-impl DisplayAs for OuterSideExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OuterSideExec")
-    }
-}
-
-impl ExecutionPlan for OuterSideExec {
-    fn name(&self) -> &'static str {
-        "OuterSideExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        mut children: Vec<Arc<dyn ExecutionPlan>>,
-        _: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        match (children.pop(), children.is_empty()) {
-            (Some(input), true) => Ok(Arc::new(Self::new(input))),
-            _ => internal_err!("OuterSideExec has one input"),
-        }
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, recompute())
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        self.input.execute(partition, context)
-    }
-
-    fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {
-        vec![ChildStats::At(partition)]
-    }
-
-    fn statistics_from_inputs(&self, input_stats: &[Arc<Statistics>], _: &StatisticsArgs) -> Result<Arc<Statistics>> {
-        match input_stats {
-            [input] => Ok(Arc::clone(input)),
-            _ => internal_err!("OuterSideExec has one input"),
-        }
-    }
-
-    fn supports_limit_pushdown(&self) -> bool {
-        true
-    }
-
-    fn cardinality_effect(&self) -> CardinalityEffect {
-        CardinalityEffect::Equal
-    }
 }
