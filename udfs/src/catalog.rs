@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use datafusion::common::{internal_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
+use datafusion::prelude::SessionConfig;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
@@ -105,6 +106,17 @@ impl Models {
         let looked_up = Cache::builder().max_capacity(MAX_LOOKED_UP).time_to_live(REMOTE_LOOKUP);
         let shared = Shared { store, session: Mutex::default(), loaded: loaded.build(), looked_up: looked_up.build() };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The models of a session.
+    ///
+    /// # Errors
+    /// A planning error if it has none.
+    pub(crate) fn of(config: &SessionConfig) -> Result<Arc<Self>> {
+        match config.get_extension::<Self>() {
+            Some(models) => Ok(models),
+            None => plan_err!("this session has no models; register them with aefusion_udfs::register_all"),
+        }
     }
 
     /// The store.
@@ -319,7 +331,12 @@ impl Models {
             let failed = |e: DataFusionError| e.context(format!("model {}@{} cannot be loaded", stored.name, version));
             model.map(Arc::new).map_err(failed)
         };
-        let loaded = self.shared.loaded.try_get_with(FileKey::of(stored), load).await;
+        self.load_once(FileKey::of(stored), load).await
+    }
+
+    /// The model of a file, loaded by the first of the queries that want it at the same time.
+    async fn load_once(&self, key: FileKey, load: impl Future<Output = Result<Arc<Model>>>) -> Result<Arc<Model>> {
+        let loaded = self.shared.loaded.try_get_with(key, load).await;
         loaded.map_err(|error| Arc::try_unwrap(error).unwrap_or_else(DataFusionError::Shared))
     }
 
@@ -332,9 +349,7 @@ impl Models {
         let e_tag = Some(hex(&sha256(&bytes)));
         let key = FileKey { name: name.clone(), version: 1, size: bytes.len() as u64, last_modified: 0, e_tag };
         let (name, limits) = (name.clone(), *limits);
-        let load = offload(move || Model::load(&name, 1, bytes, &limits).map(Arc::new));
-        let loaded = self.shared.loaded.try_get_with(key, load).await;
-        loaded.map_err(|error| Arc::try_unwrap(error).unwrap_or_else(DataFusionError::Shared))
+        self.load_once(key, offload(move || Model::load(&name, 1, bytes, &limits).map(Arc::new))).await
     }
 
     /// The contents of a listed file, without loading the model.

@@ -34,28 +34,32 @@ pub(crate) enum Subject {
 impl fmt::Display for Subject {
     /// The call, such as `ae_features('fraud')`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (function, model) = match self {
-            Self::Models => ("ae_models", None),
-            Self::Features(model) => ("ae_features", model.as_ref()),
-            Self::Training(model) => ("ae_training", model.as_ref()),
-        };
-        match model {
-            Some(model) => write!(f, "{function}('{model}')"),
-            None => write!(f, "{function}()"),
+        match self.call() {
+            (function, Some(model)) => write!(f, "{function}('{model}')"),
+            (function, None) => write!(f, "{function}()"),
         }
     }
 }
 
 impl Subject {
+    /// The function of the table, and the model that its call names.
+    pub(crate) fn call(&self) -> (&'static str, Option<&ModelRef>) {
+        match self {
+            Self::Models => ("ae_models", None),
+            Self::Features(model) => ("ae_features", model.as_ref()),
+            Self::Training(model) => ("ae_training", model.as_ref()),
+        }
+    }
+
     /// The columns. All may be null.
     fn schema(&self) -> SchemaRef {
         let text = |name| (name, DataType::Utf8);
         let whole = |name| (name, DataType::UInt64);
         let number = |name| (name, DataType::Float64);
-        let (columns, model) = match self {
+        let columns = match self {
             Self::Models => {
                 let published = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-                let columns = vec![
+                vec![
                     text("model"),
                     whole("version"),
                     whole("features"),
@@ -65,34 +69,30 @@ impl Subject {
                     ("published", published),
                     text("sha256"),
                     text("problem"),
-                ];
-                (columns, None)
+                ]
             }
-            Self::Features(model) => {
+            Self::Features(_) => {
                 let columns = ["mean", "deviation", "min", "max"].map(number);
                 let texts = ["feature", "type", "tensor", "element"].map(text);
                 let mut all = vec![whole("position")];
                 all.extend(texts.into_iter().chain(["count", "nulls"].map(whole)).chain(columns));
                 all.extend([whole("levels"), text("mode")]);
-                (all, model.as_ref())
+                all
             }
-            Self::Training(model) => {
-                let columns = vec![
-                    text("stage"),
-                    whole("epoch"),
-                    number("loss"),
-                    number("held_out_loss"),
-                    number("learn_rate"),
-                    ("is_best", DataType::Boolean),
-                ];
-                (columns, model.as_ref())
-            }
+            Self::Training(_) => vec![
+                text("stage"),
+                whole("epoch"),
+                number("loss"),
+                number("held_out_loss"),
+                number("learn_rate"),
+                ("is_best", DataType::Boolean),
+            ],
         };
         let fields: Vec<Field> =
             columns.into_iter().map(|(name, data_type)| Field::new(name, data_type, true)).collect();
         // DataFusion merges two scans with the same function and schema. Without the name of the model, two sub-queries
         // about two models would read the rows of one.
-        let about = model.map(|model| ("aefusion.model".to_owned(), model.to_string()));
+        let about = self.call().1.map(|model| ("aefusion.model".to_owned(), model.to_string()));
         Arc::new(Schema::new_with_metadata(fields, about.into_iter().collect::<HashMap<_, _>>()))
     }
 }

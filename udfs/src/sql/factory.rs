@@ -63,9 +63,7 @@ impl OnnxFunctions {
 
 /// The model of a name or of a file, and whether it is a name.
 async fn model(state: &SessionState, location: &str, function: &str) -> Result<(Arc<Model>, bool)> {
-    let Some(models) = state.config().get_extension::<Models>() else {
-        return plan_err!("this session has no models; register them with aefusion_udfs::register_all");
-    };
+    let models = Models::of(state.config())?;
     let limits = AeOptions::of(state.config_options()).limits();
     if let Ok(reference) = ModelRef::parse(location) {
         return Ok((models.find(&reference, &limits).await?, true));

@@ -71,10 +71,7 @@ impl<'a> Handler<'a> {
     fn new(session: &'a SessionContext) -> Result<Self> {
         let state = session.state();
         let limits = AeOptions::of(state.config_options()).limits();
-        match state.config().get_extension::<Models>() {
-            Some(models) => Ok(Self { session, models, limits }),
-            None => plan_err!("this session has no models; register them with aefusion_udfs::register_all"),
-        }
+        Ok(Self { session, models: Models::of(state.config())?, limits })
     }
 
     async fn execute(&self, statement: Statement) -> Result<DataFrame> {

@@ -127,11 +127,7 @@ pub(super) fn created_message(created: &OnnxFunction) -> Result<CreatedMessage> 
 }
 
 pub(super) fn table_message(subject: &Subject) -> TableMessage {
-    let (function, model) = match subject {
-        Subject::Models => ("ae_models", None),
-        Subject::Features(model) => ("ae_features", model.as_ref()),
-        Subject::Training(model) => ("ae_training", model.as_ref()),
-    };
+    let (function, model) = subject.call();
     TableMessage { function: function.to_owned(), model: model.map(ModelRef::to_string), ..TableMessage::default() }
 }
 
