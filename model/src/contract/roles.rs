@@ -86,18 +86,16 @@ pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed) -> 
     };
     let scaled = search.named(Role::Scaled)?;
     let scaled_reconstruction = search.named(Role::ScaledReconstruction)?;
-    if let (Some(scaled), Some(reconstruction)) = (scaled.tensor(), scaled_reconstruction.tensor())
-        && scaled.width() != reconstruction.width()
-    {
-        return plan_err!("scaled {scaled} and scaled_reconstruction {reconstruction} differ in width");
-    }
-    if let (Some(scaled), Some(reconstruction)) = (scaled.tensor(), scaled_reconstruction.tensor())
-        && !same_order(&scaled.shape, &reconstruction.shape)
-    {
-        return plan_err!(
-            "scaled {scaled} and scaled_reconstruction {reconstruction} have the numbers of a row in different orders; \
-             export both with channels first, or both with channels last"
-        );
+    if let (Some(scaled), Some(reconstruction)) = (scaled.tensor(), scaled_reconstruction.tensor()) {
+        if scaled.width() != reconstruction.width() {
+            return plan_err!("scaled {scaled} and scaled_reconstruction {reconstruction} differ in width");
+        }
+        if !same_order(&scaled.shape, &reconstruction.shape) {
+            return plan_err!(
+                "scaled {scaled} and scaled_reconstruction {reconstruction} have the numbers of a row in different \
+                 orders; export both with channels first, or both with channels last"
+            );
+        }
     }
     let logits = search.named(Role::Logits)?;
     let mut taken: HashSet<String> = [&scaled, &scaled_reconstruction, &logits]
