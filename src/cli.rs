@@ -24,8 +24,12 @@ use datafusion::error::{DataFusionError, Result};
 use crate::session::{Session, SessionOptions};
 use aefusion_train::Watch;
 use aefusion_udfs::message;
+use aefusion_udfs::model::child::{self, TrialProcess};
 
 pub use training::summary_lines;
+
+/// Name of the subcommand with which the program starts itself.
+const TRY_MODEL: &str = "try-model";
 
 /// Exit code after Ctrl-C.
 const INTERRUPTED: u8 = 130;
@@ -49,6 +53,9 @@ enum Command {
     Report(report::ReportArgs),
     /// Check the setup: ONNX Runtime, devices, model store and settings
     Doctor(doctor::DoctorArgs),
+    /// Try a model file that comes from standard input
+    #[command(name = TRY_MODEL, hide = true)]
+    TryModel,
 }
 
 /// Options of every subcommand that opens a session.
@@ -75,6 +82,7 @@ impl SessionArgs {
             models: self.models.to_string_lossy().into_owned(),
             memory_limit,
             map_files: !self.read_files,
+            trials: TrialProcess::this_program([TRY_MODEL])?,
             watch,
         })
     }
@@ -97,6 +105,7 @@ impl Cli {
             Command::Run(args) => args.run(),
             Command::Report(args) => logged("error", || args.run()),
             Command::Doctor(args) => logged("error", || args.run()),
+            Command::TryModel => child::serve().map(|()| Outcome::Done).map_err(DataFusionError::IoError),
         };
         match outcome {
             Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -12,6 +12,7 @@ use aefusion_stream::SessionStateBuilderExt as _;
 use aefusion_train::{SessionStateBuilderExt as _, Unwatched, Watch};
 use aefusion_udfs::SessionStateBuilderExt as _;
 use aefusion_udfs::catalog::Models;
+use aefusion_udfs::model::child::TrialProcess;
 use aefusion_udfs::store::ModelStore;
 use datafusion::catalog::DynamicFileCatalog;
 use datafusion::config::ConfigOptions;
@@ -35,6 +36,8 @@ pub struct SessionOptions {
     /// Whether local Parquet files (`*.parquet`) are mapped into memory, which is faster than reading them. Other programs
     /// must not write to mapped files: a file that is truncated ends the process, on Linux with a message.
     pub map_files: bool,
+    /// Process in which model files are tried before they are registered.
+    pub trials: TrialProcess,
     /// Observer of trainings.
     pub watch: Arc<dyn Watch>,
 }
@@ -42,7 +45,7 @@ pub struct SessionOptions {
 impl Default for SessionOptions {
     fn default() -> Self {
         let models = aefusion_udfs::store::default_location().to_string_lossy().into_owned();
-        Self { models, memory_limit: None, map_files: true, watch: Arc::new(Unwatched) }
+        Self { models, memory_limit: None, map_files: true, trials: TrialProcess::This, watch: Arc::new(Unwatched) }
     }
 }
 
@@ -86,7 +89,7 @@ impl Session {
     /// # Errors
     /// A planning error if the model store's URL is not supported, or a `DATAFUSION_…` variable is not valid.
     pub fn open(options: &SessionOptions) -> Result<Self> {
-        let models = Models::new(ModelStore::open(&options.models)?);
+        let models = Models::with_trials(ModelStore::open(&options.models)?, options.trials.clone());
         let mut config = SessionConfig::from_env()?.with_information_schema(true);
         config.options_mut().explain.format = datafusion::common::format::ExplainFormat::Indent;
         bound_writers(&mut config)?;

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
 
+use crate::calibration::Calibration;
 use crate::contract::{Contract, TensorSpec};
-use crate::file::declared_width;
+use crate::file::{ModelFile, declared_width};
 use crate::independence::mixed_roles;
 use crate::metadata::{Metadata, Role};
 use crate::onnx::proto::ModelProto;
@@ -16,7 +17,7 @@ use crate::runtime::{Purpose, Session};
 ///
 /// # Errors
 /// As [`crate::model::Model::load`].
-pub fn describe(bytes: &Bytes, options: Metadata, limits: &Limits) -> Result<Bytes> {
+pub(crate) fn describe(bytes: &Bytes, options: Metadata, limits: &Limits) -> Result<Bytes> {
     let graph = parse(bytes, limits)?;
     described(graph, options)
 }
@@ -25,7 +26,7 @@ pub fn describe(bytes: &Bytes, options: Metadata, limits: &Limits) -> Result<Byt
 ///
 /// # Errors
 /// A planning error if the files do not fit together.
-pub fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metadata, limits: &Limits) -> Result<Bytes> {
+pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metadata, limits: &Limits) -> Result<Bytes> {
     let encoder = parse(encoder, limits).map_err(|e| e.context("encoder_path"))?;
     let decoder = parse(decoder, limits).map_err(|e| e.context("decoder_path"))?;
     let outputs: Vec<&str> =
@@ -49,6 +50,17 @@ pub fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metadata, li
     }
     options.tensors.insert(Role::Code, code);
     described(merged, options)
+}
+
+/// A copy of a file that has its contract, with another calibration.
+///
+/// # Errors
+/// An error if the metadata cannot be written.
+pub fn calibrated(file: &ModelFile, calibration: Calibration) -> Result<Bytes> {
+    let metadata = Metadata { calibration: Some(calibration), ..file.metadata.clone() };
+    let mut graph = file.graph.clone();
+    metadata.write(&mut graph)?;
+    Ok(encode(&graph))
 }
 
 /// Names of the features in the metadata of a file; empty if it has none.

@@ -14,9 +14,10 @@
 //! | results of a run | [`output`] |
 //! | models that can run | `pool`, [`model`] |
 //! | runs over rows, with errors | [`score`] |
-//! | a test run before publication | [`trial`] |
+//! | test runs before publication | [`registration`], [`child`], [`trial`] |
 
 pub mod calibration;
+pub mod child;
 pub mod choice;
 pub mod columns;
 pub mod contract;
@@ -31,6 +32,7 @@ pub mod numbers;
 pub mod onnx;
 pub mod output;
 mod pool;
+pub mod registration;
 pub mod runtime;
 pub mod score;
 pub mod suggest;

@@ -14,10 +14,16 @@ use crate::choice::Choice;
 use crate::onnx::proto::{ModelProto, StringStringEntryProto};
 
 const PREFIX: &str = "aefusion.";
+/// Longest name of a feature in a file, bytes.
+const MAX_NAME: usize = 4096;
+/// Deepest nesting of a type of a feature in a file.
+const MAX_TYPE_DEPTH: usize = 32;
 const FORMAT_VERSION: &str = "1";
 
 /// The metric that turns the differences between input and reconstruction into one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames, Serialize, Deserialize,
+)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub enum ErrorMetric {
     /// Mean of the squared differences.
@@ -30,7 +36,9 @@ pub enum ErrorMetric {
 }
 
 /// The effect of a null feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames, Serialize, Deserialize,
+)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub enum NullPolicy {
     /// The result of the row is null.
@@ -41,7 +49,9 @@ pub enum NullPolicy {
 }
 
 /// How many rows run at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, EnumString, IntoStaticStr, VariantNames, Serialize, Deserialize,
+)]
 #[strum(serialize_all = "snake_case", ascii_case_insensitive)]
 pub enum RowMode {
     /// Blocks of rows.
@@ -68,6 +78,26 @@ impl Feature {
     /// A feature of unknown type.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), type_name: None, levels: Vec::new() }
+    }
+
+    /// Checks a feature of an untrusted file.
+    fn check(&self) -> Result<()> {
+        if self.name.len() > MAX_NAME {
+            return plan_err!("a feature has a name of {} bytes, at most {MAX_NAME} are allowed", self.name.len());
+        }
+        let mut depth = 0_usize;
+        for character in self.type_name.iter().flat_map(|name| name.bytes()) {
+            match character {
+                b'(' | b'[' => depth += 1,
+                b')' | b']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            // the parser of types calls itself for each level
+            if depth > MAX_TYPE_DEPTH {
+                return plan_err!("feature \"{}\" has a type that is nested too deep", self.name);
+            }
+        }
+        Ok(())
     }
 
     /// This feature, with the missing parts from another.
@@ -125,7 +155,7 @@ pub struct Classes {
 }
 
 /// The role of a tensor in an autoencoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, Serialize, Deserialize)]
 #[strum(serialize_all = "snake_case")]
 pub enum Role {
     /// The bottleneck.
@@ -158,7 +188,7 @@ impl fmt::Display for Role {
 }
 
 /// Metadata of a model, from its file or from the options of its registration. Every part may be missing.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
     /// The features, in the order of the model.
     pub features: Option<Vec<Feature>>,
@@ -242,7 +272,11 @@ impl Metadata {
             "format_version" if value != FORMAT_VERSION => {
                 return plan_err!("this build reads format version {FORMAT_VERSION}, but the file has {value}");
             }
-            "features" => self.features = Some(json(value)?),
+            "features" => {
+                let features: Vec<Feature> = json(value)?;
+                features.iter().try_for_each(Feature::check)?;
+                self.features = Some(features);
+            }
             "code_width" => self.code_width = Some(json(value)?),
             "scaled_features" => self.scaled_features = Some(json(value)?),
             "error_metric" => self.error_metric = Some(ErrorMetric::parse("error_metric", value)?),

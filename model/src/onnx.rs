@@ -6,6 +6,7 @@ pub(crate) mod constants;
 mod cut;
 mod dataflow;
 mod external;
+mod functions;
 mod merge;
 mod read;
 
@@ -13,7 +14,7 @@ pub(crate) use cut::{Cut, cut, decoder_entry};
 pub(crate) use dataflow::{Dataflow, computed_tensors};
 pub use external::{ScatteredFile, check_length};
 pub(crate) use merge::{DECODER_PREFIX, merge};
-pub use read::Limits;
+pub use read::{DEFAULT_REGISTRATION_SECONDS, Limits};
 pub(crate) use read::{encode, parse};
 
 /// The protobuf types of the official ONNX schema (`proto/onnx-ml.proto`). Exporters use them too.

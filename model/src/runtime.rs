@@ -1,6 +1,8 @@
 //! ONNX Runtime: finds its library, loads graphs, runs blocks. Only this module uses it.
 
+use std::any::Any;
 use std::ffi::CString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,16 +20,23 @@ use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef, Tensor
 
 use crate::numbers::ToF32;
 pub use element::Element;
+use watch::Watch;
 pub(crate) use weights::Weights;
 
 mod element;
 #[cfg(feature = "load-dynamic")]
 mod library;
+mod watch;
 mod weights;
 
 /// Longest time to load a graph, and to run one block of at most [`PROBE_ROWS`](super::contract::PROBE_ROWS) rows at
 /// registration. A slower graph is refused.
 const REGISTRATION_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest time of a run in a query …
+const RUN_DEADLINE: Duration = Duration::from_secs(30);
+/// … and as much more for each 16 rows.
+const RUN_DEADLINE_EACH: Duration = Duration::from_secs(2);
 
 /// The ONNX Runtime in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +141,7 @@ pub(crate) enum Purpose {
 #[derive(Debug)]
 pub(crate) struct Session {
     session: ort::session::Session,
+    watch: Watch,
     inputs: Vec<CString>,
     outputs: Vec<CString>,
 }
@@ -148,8 +158,13 @@ impl Session {
             builder = weights.share(builder)?;
         }
         let canceler = builder.canceler();
-        let session = with_deadline(move || canceler.cancel().is_ok(), || builder.commit_from_memory(graph))
-            .map_err(|e| external(e).context("ONNX Runtime cannot load the graph"))?;
+        let load = || catch_unwind(AssertUnwindSafe(|| builder.commit_from_memory(graph)));
+        let failed = |e: DataFusionError| e.context("ONNX Runtime cannot load the graph");
+        let session = match with_deadline(move || canceler.cancel().is_ok(), load) {
+            Ok(session) => session.map_err(|e| failed(external(e)))?,
+            // `ort` panics over a negative dimension that ONNX Runtime infers for an output
+            Err(panic) => return Err(failed(DataFusionError::Plan(panic_text(panic)))),
+        };
         let names = |outlets: &[ort::value::Outlet]| -> Result<Vec<CString>> {
             let name = |outlet: &ort::value::Outlet| CString::new(outlet.name());
             outlets
@@ -158,7 +173,7 @@ impl Session {
                 .collect::<std::result::Result<_, _>>()
                 .map_err(|e| DataFusionError::External(e.into()))
         };
-        Ok(Self { inputs: names(session.inputs())?, outputs: names(session.outputs())?, session })
+        Ok(Self { inputs: names(session.inputs())?, outputs: names(session.outputs())?, watch: Watch::new()?, session })
     }
 
     /// Runs one block and writes every output to its slice.
@@ -168,14 +183,17 @@ impl Session {
     /// - `outputs`: the same for every output
     ///
     /// # Errors
-    /// An execution error if ONNX Runtime fails, or an output has another shape than at registration.
+    /// An execution error if ONNX Runtime fails, or if an output has another shape than at registration. Also if the run
+    /// takes longer than 30 s and 2 s for each 16 rows.
     pub(crate) fn run(&mut self, inputs: &[(Input<'_>, &[i64])], outputs: &mut [(Output<'_>, &[i64])]) -> Result<()> {
+        let rows = inputs.iter().filter_map(|(_, shape)| u32::try_from(*shape.first()?).ok()).max().unwrap_or(1);
+        let limit = RUN_DEADLINE + RUN_DEADLINE_EACH * rows.div_ceil(16);
         let values = inputs.iter().map(|(input, shape)| value(input, shape)).collect::<Result<Vec<_>>>()?;
         let mut in_place =
             outputs.iter_mut().map(|(output, shape)| prepared(output, shape)).collect::<Result<Vec<_>>>()?;
         let mut pointers: Vec<_> =
             in_place.iter_mut().map(|value| value.as_mut().map_or(ptr::null_mut(), Prepared::ptr)).collect();
-        self.run_pointers(&values, &mut pointers, None)?;
+        self.watch.run(limit, |options| self.run_pointers(&values, &mut pointers, options))?;
         drop(in_place);
         for ((output, shape), pointer) in outputs.iter_mut().zip(pointers) {
             if let Output::Converted(into) = output {
@@ -197,7 +215,7 @@ impl Session {
     /// # Errors
     /// An execution error if the run fails, or takes longer than the deadline for registration.
     pub(crate) fn observe(&mut self, inputs: &[(Input<'_>, &[i64])]) -> Result<Vec<Observed>> {
-        self.registration_run(inputs, |value| {
+        self.run_once(inputs, REGISTRATION_DEADLINE, |value| {
             let dtype = value.dtype();
             let element = dtype.tensor_type().and_then(Element::from_ort);
             Ok(element.zip(dtype.tensor_shape().map(|shape| shape.to_vec())))
@@ -209,19 +227,18 @@ impl Session {
     /// # Errors
     /// As [`Session::observe`]; also if an output is no tensor of numbers.
     pub(crate) fn numbers(&mut self, inputs: &[(Input<'_>, &[i64])]) -> Result<Vec<Vec<f64>>> {
-        self.registration_run(inputs, |value| numbers(&value))
+        self.run_once(inputs, REGISTRATION_DEADLINE, |value| numbers(&value))
     }
 
-    fn registration_run<T>(
+    fn run_once<T>(
         &mut self,
         inputs: &[(Input<'_>, &[i64])],
+        limit: Duration,
         read: impl Fn(DynValue) -> Result<T>,
     ) -> Result<Vec<T>> {
         let values = inputs.iter().map(|(input, shape)| value(input, shape)).collect::<Result<Vec<_>>>()?;
         let mut pointers = vec![ptr::null_mut(); self.outputs.len()];
-        let options = Arc::new(RunOptions::new().map_err(external)?);
-        let stop = Arc::clone(&options);
-        with_deadline(move || stop.terminate().is_ok(), || self.run_pointers(&values, &mut pointers, Some(&options)))?;
+        self.watch.run(limit, |options| self.run_pointers(&values, &mut pointers, options))?;
         // take over every pointer before the first error returns: otherwise the values after it leak
         let results: Vec<Result<T>> = pointers.into_iter().map(|pointer| read(self.owned(pointer)?)).collect();
         results.into_iter().collect()
@@ -241,7 +258,7 @@ impl Session {
         &self,
         inputs: &[DynInput<'_>],
         outputs: &mut [*mut ort::sys::OrtValue],
-        options: Option<&RunOptions>,
+        options: &RunOptions,
     ) -> Result<()> {
         if inputs.len() != self.inputs.len() || outputs.len() != self.outputs.len() {
             return exec_err!(
@@ -262,7 +279,7 @@ impl Session {
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
-                options.map_or(ptr::null(), AsPointer::ptr),
+                options.ptr(),
                 input_names.as_ptr(),
                 input_values.as_ptr(),
                 input_values.len(),
@@ -291,6 +308,14 @@ fn configure(builder: SessionBuilder, purpose: Purpose) -> Result<SessionBuilder
     let builder = builder.with_inter_threads(1).map_err(failed)?;
     let builder = builder.with_intra_op_spinning(false).map_err(failed)?;
     builder.with_inter_op_spinning(false).map_err(failed)
+}
+
+/// The text of a panic.
+pub(crate) fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(other) => other.downcast::<&str>().map_or_else(|_| String::new(), |text| (*text).to_owned()),
+    }
 }
 
 /// Runs `work`, and calls `stop` if it takes longer than the deadline for registration.

@@ -116,7 +116,7 @@ pub fn score(model: &Model, start: Start, rows: &Rows, request: &Request, block_
 ///
 /// # Errors
 /// A planning or execution error if one of them fails.
-pub fn verify(model: &Arc<Model>) -> Result<()> {
+pub fn verify(model: &Model) -> Result<()> {
     let contract = model.contract();
     let zeros = Rows::zeros(contract, 1)?;
     let mut all = match contract.require_error().is_ok() {

@@ -12,11 +12,19 @@ use crate::metadata::Role;
 use crate::model::{Model, Start};
 use crate::name::ModelName;
 use crate::onnx::Limits;
-use crate::score::{Request, score, verify};
+use crate::registration::verified;
+use crate::score::{Request, score};
 
 /// A model that is not in the store.
 #[derive(Debug)]
 pub struct Trial(Arc<Model>);
+
+impl From<Arc<Model>> for Trial {
+    /// A model whose file was registered.
+    fn from(model: Arc<Model>) -> Self {
+        Self(model)
+    }
+}
 
 impl Trial {
     /// Loads a file, and runs everything that the functions can run.
@@ -24,9 +32,7 @@ impl Trial {
     /// # Errors
     /// A planning error if the store would refuse the file.
     pub fn load(name: &ModelName, bytes: Bytes, limits: &Limits) -> Result<Self> {
-        let model = Arc::new(Model::load(name, 0, bytes, limits)?);
-        verify(&model)?;
-        Ok(Self(model))
+        verified(name, 0, bytes, limits).map(|model| Self(Arc::new(model)))
     }
 
     /// The model.

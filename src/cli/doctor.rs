@@ -53,11 +53,11 @@ impl DoctorArgs {
         writeln!(out, "settings")?;
         let state = session.context().state();
         for entry in AeOptions::of(state.config_options()).entries() {
-            writeln!(out, "  {:<22} {}", entry.key, entry.value.unwrap_or_default())?;
+            writeln!(out, "  {:<24} {}", entry.key, entry.value.unwrap_or_default())?;
         }
         let execution = &state.config_options().execution;
-        writeln!(out, "  {:<22} {}", "target_partitions", execution.target_partitions)?;
-        writeln!(out, "  {:<22} {}", "batch_size", execution.batch_size)?;
+        writeln!(out, "  {:<24} {}", "target_partitions", execution.target_partitions)?;
+        writeln!(out, "  {:<24} {}", "batch_size", execution.batch_size)?;
         Ok(outcome)
     }
 }

@@ -41,6 +41,7 @@ mod refused;
 mod slt;
 mod trainer;
 mod training;
+mod trials;
 mod wire;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         harness::trials("determinism", determinism::TESTS),
         harness::trials("publishing", publishing::TESTS),
         harness::trials("training", training::TESTS),
+        harness::trials("trials", trials::TESTS),
         harness::trials("trainer", trainer::TESTS),
         harness::trials("embedding", embedding::TESTS),
         #[cfg(feature = "kafka")]

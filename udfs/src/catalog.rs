@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 
 use crate::blocking::{offload, wait};
 use crate::config::AeOptions;
-use crate::model::describe::describe;
+use crate::model::child::TrialProcess;
 #[cfg(feature = "proto")]
 use crate::model::file::{hex, sha256};
 use crate::model::metadata::Metadata;
-use crate::model::score::verify;
+use crate::model::registration::Registration;
 use crate::model::{Limits, Model, ModelFile};
 use crate::store::{ModelName, ModelRef, ModelStore, Outcome, Publish, Stored, read_local};
 use crate::suggest;
@@ -42,6 +42,8 @@ pub struct Models {
 #[derive(Debug)]
 struct Shared {
     store: ModelStore,
+    /// Where files are tried before they are registered.
+    trials: TrialProcess,
     session: Mutex<HashMap<ModelName, BTreeMap<u64, Arc<Model>>>>,
     /// Models of the store that were loaded. Queries that want one at the same time load it once.
     loaded: Cache<FileKey, Arc<Model>>,
@@ -96,15 +98,21 @@ impl Listed {
 }
 
 impl Models {
-    /// The models of a store.
+    /// The models of a store. Files are tried in this process before they are registered.
     pub fn new(store: ModelStore) -> Self {
+        Self::with_trials(store, TrialProcess::This)
+    }
+
+    /// The models of a store. Files are tried in the given process before they are registered.
+    pub fn with_trials(store: ModelStore, trials: TrialProcess) -> Self {
         let kib = |_: &FileKey, model: &Arc<Model>| {
             let most = u32::try_from(MAX_LOADED_KIB).unwrap_or(u32::MAX);
             u32::try_from(model.bytes().len() / 1024).map_or(most, |kib| (kib + 1).min(most))
         };
         let loaded = Cache::builder().max_capacity(MAX_LOADED_KIB).weigher(kib).eviction_policy(EvictionPolicy::lru());
         let looked_up = Cache::builder().max_capacity(MAX_LOOKED_UP).time_to_live(REMOTE_LOOKUP);
-        let shared = Shared { store, session: Mutex::default(), loaded: loaded.build(), looked_up: looked_up.build() };
+        let session = Mutex::default();
+        let shared = Shared { store, trials, session, loaded: loaded.build(), looked_up: looked_up.build() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -132,14 +140,14 @@ impl Models {
     pub async fn register(&self, name: &str, bytes: impl Into<Bytes>, options: Metadata) -> Result<Arc<Model>> {
         let name = ModelName::new(name)?;
         self.check_not_stored(&name).await?;
-        let (owned, bytes) = (name.clone(), bytes.into());
-        let mut model = offload(move || {
-            let limits = Limits::default();
-            let model = Arc::new(Model::load(&owned, 0, describe(&bytes, options, &limits)?, &limits)?);
-            verify(&model)?;
-            Ok(model)
-        })
-        .await?;
+        let registration = Registration {
+            name: name.clone(),
+            version: 0,
+            source: bytes.into().into(),
+            options,
+            limits: Limits::default(),
+        };
+        let mut model = self.try_file(registration).await?;
         let mut session = self.shared.session.lock();
         let versions = session.entry(name).or_default();
         let version = versions.keys().next_back().map_or(1, |newest| newest + 1);
@@ -360,30 +368,24 @@ impl Models {
         file.map_err(|e| e.context(format!("model {}@{} cannot be loaded", stored.name, stored.version)))
     }
 
-    /// Publishes a file with metadata, after a test run. Returns the outcome, and the model of the file without its
-    /// version.
+    /// Publishes the file of a model that had its test run.
     ///
     /// # Errors
-    /// A planning error if the file is refused, or if the session has a model of this name. The store then stays
-    /// unchanged.
-    pub(crate) async fn publish(
-        &self,
-        name: &ModelName,
-        bytes: Bytes,
-        mode: Publish,
-        limits: &Limits,
-    ) -> Result<(Outcome, Arc<Model>)> {
+    /// A planning error if the session has a model of this name. The store then stays unchanged.
+    pub(crate) async fn publish(&self, name: &ModelName, model: &Model, mode: Publish) -> Result<Outcome> {
         self.check_not_of_session(name)?;
-        let (owned, file, limits) = (name.clone(), bytes.clone(), *limits);
-        let model = offload(move || {
-            let model = Arc::new(Model::load(&owned, 0, file, &limits)?);
-            verify(&model)?;
-            Ok(model)
-        })
-        .await?;
-        let outcome = self.shared.store.try_publish(name, bytes, mode).await?;
+        let outcome = self.shared.store.try_publish(name, model.bytes().clone(), mode).await?;
         self.invalidate(name).await;
-        Ok((outcome, model))
+        Ok(outcome)
+    }
+
+    /// The model of a file, after a run of everything that functions run, in the process for such trials.
+    ///
+    /// # Errors
+    /// A planning error if the file is refused.
+    pub(crate) async fn try_file(&self, registration: Registration) -> Result<Arc<Model>> {
+        let trials = self.shared.trials.clone();
+        offload(move || trials.register(registration).map(Arc::new)).await
     }
 
     /// The newest version of a name in the session or else in the store; 0 if there is none. This asks the store, and

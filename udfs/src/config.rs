@@ -3,17 +3,22 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::ops::Deref;
+use std::time::Duration;
 
 use datafusion::common::{config_err, extensions_options, plan_err};
 use datafusion::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
 use datafusion::error::Result;
 
 use crate::model::Limits;
+use crate::model::onnx::DEFAULT_REGISTRATION_SECONDS;
 use crate::store::ModelRef;
 use crate::suggest;
 
 /// Largest `ae.batch_rows`.
 const MAX_BATCH_ROWS: usize = 1 << 20;
+
+/// Largest `ae.registration_seconds`: a day.
+const MAX_SECONDS: u64 = 86_400;
 
 /// Smallest `ae.train_memory`, bytes: one block of rows that is written to a file.
 const MIN_TRAIN_MEMORY: usize = 16 << 20;
@@ -95,6 +100,8 @@ extensions_options! {
         pub device: String, default = "cpu".to_owned()
         /// Largest model file that is read, bytes, 1 up. Default: 536870912 (512 MiB).
         pub max_model_bytes: u64, default = Limits::default().bytes
+        /// Time for the test runs of a model file before its registration, seconds, 1 to 86400. Default: 45.
+        pub registration_seconds: u64, default = DEFAULT_REGISTRATION_SECONDS
         /// Whether calls on the same model and features share one run a row, true or false. Results are the same.
         /// Default: true.
         pub lift_calls: bool, default = true
@@ -114,6 +121,11 @@ impl SettingGroup for AeSettings {
             }
             "max_model_bytes" if !value.parse::<u64>().is_ok_and(|bytes| bytes > 0) => {
                 config_err!("ae.max_model_bytes must be a whole number of bytes from 1 up; found '{value}'")
+            }
+            "registration_seconds"
+                if !value.parse::<u64>().is_ok_and(|seconds| (1..=MAX_SECONDS).contains(&seconds)) =>
+            {
+                config_err!("ae.registration_seconds must be a whole number from 1 to {MAX_SECONDS}; found '{value}'")
             }
             "train_memory" if !value.parse::<usize>().is_ok_and(|bytes| bytes >= MIN_TRAIN_MEMORY) => {
                 config_err!(
@@ -137,6 +149,7 @@ impl SettingGroup for AeSettings {
 /// | `batch_rows` | 0 to 1048576 | 0: from the widths of the model |
 /// | `device` | text | `cpu` |
 /// | `max_model_bytes` | bytes, 1 up | 536870912 |
+/// | `registration_seconds` | seconds, 1 to 86400 | 45 |
 /// | `lift_calls` | boolean | `true` |
 /// | `train_memory` | bytes, 16777216 up | 536870912 |
 pub type AeOptions = Prefixed<AeSettings>;
@@ -149,7 +162,11 @@ impl AeOptions {
 
     /// Limits for a model file.
     pub fn limits(&self) -> Limits {
-        Limits { bytes: self.max_model_bytes, ..Limits::default() }
+        Limits {
+            bytes: self.max_model_bytes,
+            registration: Duration::from_secs(self.registration_seconds),
+            ..Limits::default()
+        }
     }
 
     /// The model that a call names; without a name, the default model of the session, if it has one.

@@ -12,6 +12,9 @@ use crate::onnx::proto::{ModelProto, ValueInfoProto};
 use crate::onnx::{Cut, computed_tensors, cut, declared_tensor, encode};
 use crate::runtime::{Element, Input, Observed, Purpose, Session};
 
+/// Numbers of a block whose number of rows the graph fixes.
+const MAX_FIXED: usize = 1 << 26;
+
 /// Rows of the test run: the multiple that every block is padded to.
 pub(crate) const PROBE_ROWS: usize = 16;
 
@@ -121,6 +124,14 @@ pub(super) fn inputs(model: &ModelProto, metadata: &Metadata) -> Result<(Vec<Ten
     let width: usize = inputs.iter().map(TensorSpec::width).sum();
     if width > MAX_WIDTH {
         return plan_err!("the model takes {width} features, at most {MAX_WIDTH} are allowed");
+    }
+    if let Some(rows) = fixed_rows
+        && rows.saturating_mul(width) > MAX_FIXED
+    {
+        return plan_err!(
+            "the model takes {rows} rows of {width} numbers at once, at most {MAX_FIXED} numbers are allowed; export it \
+             with a free or smaller batch size"
+        );
     }
     Ok((inputs, fixed_rows))
 }

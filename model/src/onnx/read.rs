@@ -1,13 +1,16 @@
 //! Reads an untrusted ONNX file.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
 use prost::Message;
+use serde::{Deserialize, Serialize};
 
 use super::external::{JOIN, bits, elements};
+use super::functions::check_expanded;
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, tensor_proto};
 
 /// Operators of graphs that ONNX Runtime optimised for its own machine.
@@ -19,8 +22,14 @@ const DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"];
 /// Operators of the allowed domains that read outside of the file.
 const FORBIDDEN: [&str; 2] = ["EPContext", "PyOp"];
 
+/// Longest name in a file, bytes.
+const MAX_NAME: usize = 4096;
+
+/// Seconds for the test runs of a file, unless the session sets more.
+pub const DEFAULT_REGISTRATION_SECONDS: u64 = 45;
+
 /// Limits for an untrusted file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Size of the file, bytes.
     pub bytes: u64,
@@ -28,11 +37,18 @@ pub struct Limits {
     pub nodes: usize,
     /// Elements of one stored tensor.
     pub elements: u64,
+    /// Time of all test runs before a file is registered, if a child process makes them.
+    pub registration: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 512 << 20, nodes: 100_000, elements: 1 << 30 }
+        Self {
+            bytes: 512 << 20,
+            nodes: 100_000,
+            elements: 1 << 30,
+            registration: Duration::from_secs(DEFAULT_REGISTRATION_SECONDS),
+        }
     }
 }
 
@@ -94,10 +110,23 @@ fn check(model: &ModelProto, limits: &Limits) -> Result<()> {
     let mut check = Check { limits, functions, nodes: 0, dense: 0 };
     check.graph(graph)?;
     for function in &model.functions {
+        check_name("function", function.name())?;
         check.nodes(&function.node)?;
         for attribute in &function.attribute_proto {
             check.attribute(attribute)?;
         }
+    }
+    check_expanded(model, limits.nodes)
+}
+
+/// Checks the length of a name, which errors and `DESCRIBE MODEL` show.
+fn check_name(what: &str, name: &str) -> Result<()> {
+    if name.len() > MAX_NAME {
+        let start: String = name.chars().take(40).collect();
+        return plan_err!(
+            "a {what} of the ONNX file has a name of {} bytes, at most {MAX_NAME} are allowed: \"{start}…\"",
+            name.len()
+        );
     }
     Ok(())
 }
@@ -118,6 +147,9 @@ impl Check<'_> {
         for sparse in &graph.sparse_initializer {
             self.sparse(sparse)?;
         }
+        for value in graph.input.iter().chain(&graph.output) {
+            check_name("tensor", value.name())?;
+        }
         self.nodes(&graph.node)
     }
 
@@ -127,6 +159,13 @@ impl Check<'_> {
             return plan_err!("the ONNX file holds more than {} operators", self.limits.nodes);
         }
         for node in nodes {
+            check_name("node", node.name())?;
+            for name in [node.op_type(), node.domain()] {
+                check_name("operator", name)?;
+            }
+            for name in node.input.iter().chain(&node.output) {
+                check_name("tensor", name)?;
+            }
             self.operator(node)?;
             for attribute in &node.attribute {
                 self.attribute(attribute)?;
@@ -185,6 +224,7 @@ impl Check<'_> {
     }
 
     fn tensor(&self, tensor: &TensorProto) -> Result<()> {
+        check_name("tensor", tensor.name())?;
         if tensor.data_location() == tensor_proto::DataLocation::External || !tensor.external_data.is_empty() {
             return plan_err!(
                 "tensor \"{}\" of the ONNX file stores its data in another file, and only its own bytes are at hand; \

@@ -15,9 +15,8 @@ use crate::config::AeOptions;
 use crate::explain::explain;
 use crate::functions::{Encode, Function, OnnxFunction, Reconstruct, ReconstructionError};
 use crate::model::Model;
-use crate::model::describe::describe;
 use crate::model::metadata::Metadata;
-use crate::model::score::verify;
+use crate::model::registration::Registration;
 use crate::store::{ModelName, ModelRef, read};
 use crate::suggest;
 
@@ -69,10 +68,9 @@ async fn model(state: &SessionState, location: &str, function: &str) -> Result<(
         return Ok((models.find(&reference, &limits).await?, true));
     }
     let name = ModelName::new(function)?;
-    let bytes = describe(&read(state.runtime_env(), location, &limits).await?, Metadata::default(), &limits)?;
-    let model = Arc::new(Model::load(&name, 1, bytes, &limits)?);
-    verify(&model)?;
-    Ok((model, false))
+    let source = read(state.runtime_env(), location, &limits).await?.into();
+    let registration = Registration { name, version: 1, source, options: Metadata::default(), limits };
+    Ok((models.try_file(registration).await?, false))
 }
 
 /// Splits `uri?output=code`.

@@ -21,8 +21,9 @@ use crate::choice::Choice;
 use crate::config::AeOptions;
 use crate::explain::explain;
 use crate::model::calibration::Errors;
-use crate::model::describe::{describe, describe_pair, feature_names};
+use crate::model::describe::{calibrated, feature_names};
 use crate::model::metadata::{Feature, Metadata, Role, RowMode, parse_contamination};
+use crate::model::registration::{Registration, Source, verified};
 use crate::model::{Limits, Model, Trial};
 use crate::store::{ModelName, ModelRef, Outcome, Publish, read, write_new};
 use crate::suggest;
@@ -117,7 +118,7 @@ impl<'a> Handler<'a> {
             None if options.contains("model_path") || options.contains("encoder_path") => "onnx".to_owned(),
             None => "autoencoder".to_owned(),
         };
-        let bytes = match (model_type.as_str(), create.query) {
+        let model = match (model_type.as_str(), create.query) {
             ("onnx", query) => self.import_file(name, options, query).await?,
             (other, _) if !MODEL_TYPES.contains(&other) => {
                 return plan_err!(
@@ -135,15 +136,20 @@ impl<'a> Handler<'a> {
                 );
             }
         };
-        match self.models.publish(name, bytes, mode, &self.limits).await? {
-            (Outcome::Published(version), model) => self.published(version, &model),
+        match self.models.publish(name, &model, mode).await? {
+            Outcome::Published(version) => self.published(version, &model),
             // another statement published it in the meantime
-            (Outcome::Refused { .. }, _) if create.if_not_exists => self.found(&create.model).await,
-            (Outcome::Refused { newest }, _) => Err(mode.refusal(name, newest)),
+            Outcome::Refused { .. } if create.if_not_exists => self.found(&create.model).await,
+            Outcome::Refused { newest } => Err(mode.refusal(name, newest)),
         }
     }
 
-    async fn import_file(&self, name: &ModelName, mut options: Options, query: Option<Box<Query>>) -> Result<Bytes> {
+    async fn import_file(
+        &self,
+        name: &ModelName,
+        mut options: Options,
+        query: Option<Box<Query>>,
+    ) -> Result<Arc<Model>> {
         let path = options.take_text("model_path")?;
         let pair = (options.take_text("encoder_path")?, options.take_text("decoder_path")?);
         let mut metadata = take_metadata(&mut options)?;
@@ -168,34 +174,35 @@ impl<'a> Handler<'a> {
         {
             return plan_err!("set input_cols or use AS SELECT, not both: each names the inputs");
         }
-        let bytes = match (file, pair) {
+        let model = match (file, pair) {
             (Some((path, file)), (None, None)) => {
-                let limits = self.limits;
-                offload(move || describe(&file, metadata, &limits))
-                    .await
-                    .map_err(|e| explain(format!("'{path}'"), e))?
+                let model = self.try_file(name, file.into(), metadata).await;
+                model.map_err(|e| explain(format!("'{path}'"), e))?
             }
             (None, (Some(encoder), Some(decoder))) => {
                 let (encoder, decoder) = (self.read(&encoder).await?, self.read(&decoder).await?);
-                let limits = self.limits;
-                offload(move || describe_pair(&encoder, &decoder, metadata, &limits)).await?
+                self.try_file(name, Source::Pair { encoder, decoder }, metadata).await?
             }
             _ => return plan_err!("set the option model_path, or both encoder_path and decoder_path"),
         };
         match rows {
-            None => Ok(bytes),
-            Some(rows) => self.calibrated(name, bytes, rows).await,
+            None => Ok(model),
+            Some(rows) => self.calibrated(name, model, rows).await,
         }
     }
 
-    /// A copy of the file with the errors of rows as its calibration. Only the user knows whether the model was trained
-    /// on these rows.
-    async fn calibrated(&self, name: &ModelName, bytes: Bytes, rows: DataFrame) -> Result<Bytes> {
-        let (owned, file, limits) = (name.clone(), bytes.clone(), self.limits);
-        let trial = Arc::new(offload(move || Trial::load(&owned, file, &limits)).await?);
-        if trial.model().contract().require_error().is_err() {
-            return Ok(bytes);
+    async fn try_file(&self, name: &ModelName, source: Source, options: Metadata) -> Result<Arc<Model>> {
+        let registration = Registration { name: name.clone(), version: 0, source, options, limits: self.limits };
+        self.models.try_file(registration).await
+    }
+
+    /// The model with the errors of rows as its calibration. Only the user knows whether the model was trained on these
+    /// rows.
+    async fn calibrated(&self, name: &ModelName, model: Arc<Model>, rows: DataFrame) -> Result<Arc<Model>> {
+        if model.contract().require_error().is_err() {
+            return Ok(model);
         }
+        let trial = Arc::new(Trial::from(Arc::clone(&model)));
         let context = Arc::new(rows.task_ctx());
         let plan = rows.create_physical_plan().await?;
         if plan.boundedness().is_unbounded() {
@@ -207,13 +214,14 @@ impl<'a> Handler<'a> {
             let append = move || errors.append(trial.errors(batch.columns())?.iter().flatten()).map(|()| errors);
             errors = offload(append).await?;
         }
-        let calibrate = move || match errors.is_empty() {
-            // the query has no rows: it only names the inputs
-            true => Ok(bytes),
-            false => {
-                let calibration = Some(errors.calibration()?);
-                describe(&bytes, Metadata { calibration, ..Metadata::default() }, &limits)
-            }
+        // a query without rows only names the inputs
+        if errors.is_empty() {
+            return Ok(model);
+        }
+        let (name, limits) = (name.clone(), self.limits);
+        let calibrate = move || {
+            let file = calibrated(model.file(), errors.calibration()?)?;
+            Model::load(&name, 0, file, &limits).map(Arc::new)
         };
         offload(calibrate).await
     }
@@ -233,7 +241,7 @@ impl<'a> Handler<'a> {
         model_type: String,
         mut options: Options,
         query: Box<Query>,
-    ) -> Result<Bytes> {
+    ) -> Result<Arc<Model>> {
         let Some(trainer) = self.session.state().config().get_extension::<TrainerHandle>() else {
             return plan_err!(
                 "this session has no trainer and cannot train from a query; register an existing file with \
@@ -242,7 +250,9 @@ impl<'a> Handler<'a> {
         };
         options.insert("model_type".to_owned(), OptionValue::Text(model_type))?;
         let rows = self.session.execute_logical_plan(self.plan(query).await?).await?;
-        trainer.0.train(self.session, TrainingJob { name: model.name.clone(), options, rows }).await
+        let file = trainer.0.train(self.session, TrainingJob { name: model.name.clone(), options, rows }).await?;
+        let (name, limits) = (model.name.clone(), self.limits);
+        offload(move || verified(&name, 0, file, &limits).map(Arc::new)).await
     }
 
     async fn drop(&self, model: &ModelRef, if_exists: bool) -> Result<DataFrame> {
@@ -263,12 +273,11 @@ impl<'a> Handler<'a> {
         if metadata == Metadata::default() {
             return plan_err!("no option is set; the options are {}", CONTRACT_OPTIONS.join(", "));
         }
-        let (bytes, limits) = (found.bytes().clone(), self.limits);
-        let bytes = offload(move || describe(&bytes, metadata, &limits)).await?;
+        let altered = self.try_file(&model.name, found.bytes().clone().into(), metadata).await?;
         let mode = Publish::After(found.version());
-        match self.models.publish(&model.name, bytes, mode, &self.limits).await? {
-            (Outcome::Published(version), model) => self.published(version, &model),
-            (Outcome::Refused { newest }, _) => Err(mode.refusal(&model.name, newest)),
+        match self.models.publish(&model.name, &altered, mode).await? {
+            Outcome::Published(version) => self.published(version, &altered),
+            Outcome::Refused { newest } => Err(mode.refusal(&model.name, newest)),
         }
     }
 

@@ -27,6 +27,8 @@ const ORDERS: [(&str, &[&str]); 2] = [
             "pool",
             "model",
             "score",
+            "registration",
+            "child",
             "trial",
         ],
     ),
