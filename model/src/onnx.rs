@@ -5,6 +5,7 @@
 pub(crate) mod constants;
 mod cut;
 mod dataflow;
+mod dependence;
 mod external;
 mod functions;
 mod merge;
@@ -12,6 +13,7 @@ mod read;
 
 pub(crate) use cut::{Cut, cut, decoder_entry};
 pub(crate) use dataflow::{Dataflow, computed_tensors};
+pub(crate) use dependence::Need;
 pub use external::{ScatteredFile, check_length};
 pub(crate) use merge::{DECODER_PREFIX, merge};
 pub use read::{DEFAULT_REGISTRATION_SECONDS, Limits};

@@ -1,6 +1,6 @@
 //! Detects the roles of tensors.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
@@ -9,7 +9,7 @@ use super::probe::Probed;
 use super::{Found, TensorSpec};
 use crate::metadata::{Metadata, Role};
 use crate::onnx::proto::{GraphProto, ModelProto};
-use crate::onnx::{Dataflow, computed_tensors, decoder_entry};
+use crate::onnx::{Dataflow, Need, computed_tensors, decoder_entry};
 use crate::suggest;
 
 /// Common names of tensors, lower case.
@@ -265,9 +265,9 @@ impl Search<'_> {
         let Some(width) = passed.iter().map(|tensor| tensor.width()).min() else { return Ok(None) };
         passed.retain(|tensor| tensor.width() == width);
         // All lie on one path: each is computed from the tensor before it.
-        passed.sort_by_key(|tensor| self.flow.needed(&[&tensor.name], &[]).0.len());
+        passed.sort_by_key(|tensor| self.flow.reached(&[&tensor.name], &[]).nodes.len());
         let mixes = |pair: &[&TensorSpec]| {
-            let (nodes, _) = self.flow.needed(&[&pair[1].name], &[&pair[0].name]);
+            let nodes = self.flow.reached(&[&pair[1].name], &[&pair[0].name]).nodes;
             nodes.iter().any(|index| MIXING.contains(&self.graph.node[*index].op_type()))
         };
         if passed.windows(2).any(mixes) {
@@ -281,17 +281,21 @@ impl Search<'_> {
         Ok(passed.last().map(|tensor| Found::Tensor((*tensor).clone())))
     }
 
-    /// Whether `decoded` depends on the features through `tensor` alone.
+    /// Whether `decoded` depends on the values of the features through `tensor` alone.
     fn is_passed(&self, tensor: &TensorSpec, decoded: &TensorSpec) -> bool {
-        let (nodes, leaves) = self.flow.needed(&[&decoded.name], &[&tensor.name]);
+        let reached = self.flow.reached(&[&decoded.name], &[&tensor.name]);
         tensor.name != decoded.name
-            && !nodes.is_empty()
-            && !leaves.iter().any(|leaf| self.is_feature(leaf))
+            && !reached.nodes.is_empty()
+            && !self.has_feature(&reached.leaves)
             && self.depends_on_features(&tensor.name)
     }
 
     fn depends_on_features(&self, name: &str) -> bool {
-        self.flow.needed(&[name], &[]).1.iter().any(|leaf| self.is_feature(leaf))
+        self.has_feature(&self.flow.reached(&[name], &[]).leaves)
+    }
+
+    fn has_feature(&self, leaves: &HashMap<&str, Need>) -> bool {
+        leaves.iter().any(|(leaf, need)| *need == Need::Values && self.is_feature(leaf))
     }
 
     fn is_feature(&self, name: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::dependence::{KNOWN_VERSION, Need, needs};
 use super::proto::{FunctionProto, GraphProto, NodeProto, TensorProto};
 
 /// Operators whose result differs from run to run.
@@ -27,6 +28,11 @@ pub(super) fn reads(node: &NodeProto) -> HashSet<&str> {
 
 fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+}
+
+/// Whether a node has a sub-graph, as `If` and `Loop` do.
+pub(super) fn has_subgraph(node: &NodeProto) -> bool {
+    subgraphs(node).next().is_some()
 }
 
 /// Facts about a file that identify random operators.
@@ -69,6 +75,17 @@ pub(crate) struct Dataflow<'a> {
     functions: &'a [FunctionProto],
     producer: HashMap<&'a str, usize>,
     random: Vec<bool>,
+    /// For each node, whether it is an operator of ONNX, in a version that [`needs`] knows.
+    known: Vec<bool>,
+}
+
+/// The part of a graph on whose values some tensors depend.
+#[derive(Debug)]
+pub(crate) struct Reached<'a> {
+    /// The nodes, by index, in the order of the file. Nodes that give no more than a shape are left out.
+    pub(crate) nodes: Vec<usize>,
+    /// Inputs and weights, and what of each counts.
+    pub(crate) leaves: HashMap<&'a str, Need>,
 }
 
 fn has_property(node: &NodeProto, property: &dyn Fn(&NodeProto) -> bool) -> bool {
@@ -101,7 +118,14 @@ impl<'a> Dataflow<'a> {
         let falses = stored.chain(constants).filter(|(_, tensor)| is_false(tensor));
         random_kinds.falses = falses.map(|(name, _)| name).collect();
         let random = graph.node.iter().map(|node| random_kinds.is_random(node)).collect();
-        Self { graph, functions: &model.functions, producer, random }
+        let own: HashSet<&str> = model.functions.iter().map(FunctionProto::name).collect();
+        let versions = model.opset_import.iter().filter(|import| matches!(import.domain(), "" | "ai.onnx"));
+        let is_recent = versions.map(|import| import.version()).all(|version| version <= KNOWN_VERSION);
+        let is_known = |node: &NodeProto| {
+            is_recent && matches!(node.domain(), "" | "ai.onnx" | "ai.onnx.ml") && !own.contains(node.op_type())
+        };
+        let known = graph.node.iter().map(is_known).collect();
+        Self { graph, functions: &model.functions, producer, random, known }
     }
 
     /// The node that computes a tensor; none for inputs and weights.
@@ -140,6 +164,37 @@ impl<'a> Dataflow<'a> {
         (nodes, leaves)
     }
 
+    /// What `outputs` depend on, computed from the tensors `given`. Of some tensors only the shape counts: the first
+    /// state of an LSTM may read how many rows the features have. Sub-graphs and functions of the file need the values
+    /// of all that they read.
+    pub(crate) fn reached(&self, outputs: &[&str], given: &[&str]) -> Reached<'a> {
+        let given: HashSet<&str> = given.iter().copied().collect();
+        let mut seen: HashMap<usize, Need> = HashMap::new();
+        let mut leaves: HashMap<&'a str, Need> = HashMap::new();
+        let first = outputs.iter().filter(|name| !given.contains(*name)).filter_map(|name| self.producer.get(name));
+        let mut todo: Vec<(usize, Need)> = first.map(|index| (*index, Need::Values)).collect();
+        while let Some((index, wanted)) = todo.pop() {
+            if seen.get(&index).is_some_and(|seen| *seen >= wanted) {
+                continue;
+            }
+            seen.insert(index, wanted);
+            for (name, need) in needs(&self.graph.node[index], wanted, self.known[index]) {
+                match self.producer.get(name) {
+                    _ if given.contains(name) => {}
+                    Some(producer) => todo.push((*producer, need)),
+                    None => {
+                        let found = leaves.entry(name).or_insert(need);
+                        *found = need.max(*found);
+                    }
+                }
+            }
+        }
+        let with_values = seen.into_iter().filter(|(_, need)| *need == Need::Values);
+        let mut nodes: Vec<usize> = with_values.map(|(index, _)| index).collect();
+        nodes.sort_unstable();
+        Reached { nodes, leaves }
+    }
+
     /// Whether a node that `output` depends on has a property, also inside sub-graphs and functions.
     pub(crate) fn depends_on(&self, output: &str, property: &dyn Fn(&NodeProto) -> bool) -> bool {
         let (nodes, _) = self.needed(&[output], &[]);
@@ -153,9 +208,77 @@ impl<'a> Dataflow<'a> {
         })
     }
 
-    /// The random operator that `output` depends on, if any.
+    /// The random operator on whose values `output` depends, if any.
     pub(crate) fn random_source(&self, output: &str) -> Option<&'a str> {
-        let (nodes, _) = self.needed(&[output], &[]);
+        let nodes = self.reached(&[output], &[]).nodes;
         nodes.into_iter().find(|index| self.random[*index]).map(|index| self.graph.node[index].op_type())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::ModelProto;
+    use super::*;
+
+    fn node(kind: &str, inputs: &[&str], output: &str) -> NodeProto {
+        NodeProto {
+            op_type: Some(kind.to_owned()),
+            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            ..Default::default()
+        }
+    }
+
+    /// What of `x` the tensor `y` depends on.
+    fn need_of_x(nodes: Vec<NodeProto>, functions: Vec<FunctionProto>) -> Option<Need> {
+        let model = ModelProto { functions, ..Default::default() };
+        let graph = GraphProto { node: nodes, ..Default::default() };
+        Dataflow::new(&model, &graph).reached(&["y"], &[]).leaves.get("x").copied()
+    }
+
+    #[test]
+    fn shapes_differ_from_values() {
+        let ends = |kind, inputs: &[&str]| vec![node(kind, inputs, "t"), node("ConstantOfShape", &["t"], "y")];
+        let shape_of = |kind, inputs: &[&str]| vec![node(kind, inputs, "t"), node("Shape", &["t"], "y")];
+        let cases = [
+            (ends("Shape", &["x"]), Some(Need::Shape)),
+            (ends("Size", &["x"]), Some(Need::Shape)),
+            (ends("Cast", &["x"]), Some(Need::Values)),
+            (shape_of("LSTM", &["x", "w", "r"]), Some(Need::Shape)),
+            (shape_of("NonZero", &["x"]), Some(Need::Values)),
+            (shape_of("Compress", &["w", "x"]), Some(Need::Values)),
+            (shape_of("Compress", &["x", "w"]), Some(Need::Shape)),
+            (shape_of("Reshape", &["x", "w"]), Some(Need::Shape)),
+            (shape_of("Reshape", &["w", "x"]), Some(Need::Values)),
+            (shape_of("RandomNormalLike", &["x"]), Some(Need::Shape)),
+            (vec![node("RandomNormalLike", &["x"], "y")], Some(Need::Shape)),
+            (vec![node("Expand", &["w", "x"], "y")], Some(Need::Values)),
+            // both edges
+            (vec![node("Shape", &["x"], "t"), node("Reshape", &["x", "t"], "y")], Some(Need::Values)),
+            (vec![node("Reshape", &["x", "t"], "y"), node("Shape", &["x"], "t")], Some(Need::Values)),
+            (vec![node("Identity", &["w"], "y")], None),
+        ];
+        for (nodes, expected) in cases {
+            let kinds: Vec<String> = nodes.iter().map(|node| node.op_type().to_owned()).collect();
+            assert_eq!(need_of_x(nodes, Vec::new()), expected, "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn a_function_with_the_name_of_an_operator_may_read_values() {
+        let function = FunctionProto { name: Some("Shape".to_owned()), ..Default::default() };
+        assert_eq!(need_of_x(vec![node("Shape", &["x"], "y")], vec![function]), Some(Need::Values));
+        let other = NodeProto { domain: Some("com.microsoft".to_owned()), ..node("Shape", &["x"], "y") };
+        assert_eq!(need_of_x(vec![other], Vec::new()), Some(Need::Values));
+    }
+
+    #[test]
+    fn nodes_that_give_a_shape_are_left_out() {
+        let nodes =
+            vec![node("MatMul", &["x", "w"], "a"), node("Shape", &["a"], "s"), node("Reshape", &["b", "s"], "y")];
+        let graph = GraphProto { node: nodes, ..Default::default() };
+        let model = ModelProto::default();
+        let reached = Dataflow::new(&model, &graph).reached(&["y"], &["b"]);
+        assert_eq!(reached.nodes, [1, 2]);
     }
 }
