@@ -152,7 +152,7 @@ pub fn serve() -> io::Result<()> {
     let registration = Registration { name, version: head.version, source, options: head.options, limits: head.limits };
     let limit = registration.limits.registration;
     let (done, wait) = mpsc::channel();
-    let work = move || drop(done.send(registration.run().map(|model| model.bytes().clone())));
+    let work = move || drop(done.send(registration.run().map(|model| model.file().bytes())));
     let thread = thread::Builder::new().stack_size(CHILD_STACK).spawn(work)?;
     // the parent ends this process after the same time, unless it has gone itself
     let result = match wait.recv_timeout(limit) {

@@ -6,13 +6,14 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use datafusion_common::error::{DataFusionError, Result};
 use datafusion_common::plan_err;
 
 use crate::metadata::{ErrorMetric, Feature, Metadata, NullPolicy, Role, RowMode};
 use crate::onnx::proto::ModelProto;
-use crate::runtime::Element;
+use crate::runtime::{Element, Weights};
 
 pub(crate) use probe::{PROBE_ROWS, shapes};
 pub(crate) use values::Values;
@@ -144,8 +145,8 @@ impl Contract {
     ///
     /// # Errors
     /// A planning error if a tensor is missing or ambiguous; it names the option to set.
-    pub(crate) fn discover(model: &ModelProto, metadata: &Metadata) -> Result<Self> {
-        let probed = probe::probe(model, metadata)?;
+    pub(crate) fn discover(model: &ModelProto, metadata: &Metadata, weights: &Arc<Weights>) -> Result<Self> {
+        let probed = probe::probe(model, metadata, weights)?;
         let roles = roles::find(model, metadata, &probed)?;
         let features = features(metadata, &probed.inputs)?;
         let error_width = match (&roles.scaled, &roles.scaled_reconstruction) {

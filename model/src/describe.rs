@@ -10,8 +10,8 @@ use crate::file::{ModelFile, declared_width};
 use crate::independence::mixed_roles;
 use crate::metadata::{Metadata, Role};
 use crate::onnx::proto::ModelProto;
-use crate::onnx::{DECODER_PREFIX, Limits, computed_tensors, encode, merge, parse};
-use crate::runtime::{Purpose, Session};
+use crate::onnx::{DECODER_PREFIX, LargeTensors, Limits, computed_tensors, encode, merge, parse};
+use crate::runtime::{Purpose, Weights};
 
 /// A copy of a file with its contract and the `options` in its metadata.
 ///
@@ -74,15 +74,16 @@ pub fn feature_names(bytes: &Bytes, limits: &Limits) -> Result<Vec<String>> {
 
 fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     // functions run parts of the graph; a file that is wrong elsewhere is refused too
-    Session::load(&encode(&graph), Purpose::Probe, None)?;
+    let weights = Weights::of(LargeTensors::take(&mut graph))?;
+    weights.part(graph.clone()).load(Purpose::Probe)?;
     let chosen = options.tensors.clone();
     let own = Metadata::read(&graph)?;
     let was_calibrated = own.calibration.is_some() && options.calibration.is_none();
-    let old = if was_calibrated { Contract::discover(&graph, &own).ok() } else { None };
+    let old = if was_calibrated { Contract::discover(&graph, &own, &weights).ok() } else { None };
     let mut metadata = options.or(own);
     metadata.mixed_rows.clear();
-    let mut contract = Contract::discover(&graph, &metadata)?;
-    metadata.mixed_rows = mixed_roles(&graph, &contract)?;
+    let mut contract = Contract::discover(&graph, &metadata, &weights)?;
+    metadata.mixed_rows = mixed_roles(&graph, &contract, &weights)?;
     for (role, tensor) in chosen {
         if let Some(why) = metadata.mixed_rows.get(role.name()) {
             return plan_err!("{role} = '{tensor}': {why}");

@@ -4,6 +4,7 @@ mod rows_axis;
 mod samples;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use datafusion_common::error::Result;
 
@@ -11,8 +12,8 @@ use crate::contract::{Contract, DECODER, PROBE_ROWS, TensorSpec, Values, shapes}
 use crate::metadata::{Role, RowMode};
 use crate::numbers::f64_from_usize;
 use crate::onnx::proto::{ModelProto, NodeProto};
-use crate::onnx::{Cut, Dataflow, cut, declare, encode};
-use crate::runtime::{Input, Purpose, Session};
+use crate::onnx::{Cut, Dataflow, cut, declare};
+use crate::runtime::{Input, Purpose, Session, Weights};
 use rows_axis::{Rows, follow};
 use samples::{of_codes, samples};
 
@@ -40,7 +41,11 @@ const CLOSE: f64 = 0.25;
 ///
 /// # Errors
 /// An error if ONNX Runtime cannot load the graph.
-pub(crate) fn mixed_roles(model: &ModelProto, contract: &Contract) -> Result<BTreeMap<String, String>> {
+pub(crate) fn mixed_roles(
+    model: &ModelProto,
+    contract: &Contract,
+    weights: &Arc<Weights>,
+) -> Result<BTreeMap<String, String>> {
     let mut mixed = BTreeMap::new();
     let Some(graph) = &model.graph else { return Ok(mixed) };
     if contract.graph_rows == Some(1) {
@@ -62,9 +67,9 @@ pub(crate) fn mixed_roles(model: &ModelProto, contract: &Contract) -> Result<BTr
     let mut codes: Vec<Vec<f64>> = Vec::new();
     let rows = contract.graph_rows.unwrap_or(FOLLOWED);
     let inputs: Vec<&str> = contract.inputs.iter().map(|input| input.name.as_str()).collect();
-    let followed = follow(model, &inputs, &shapes(model, &contract.inputs, rows), rows);
+    let followed = follow(model, &inputs, &shapes(model, weights, &contract.inputs, rows), rows);
     let where_rows = |tensor: &TensorSpec| followed.get(&tensor.name).copied().unwrap_or(Rows::Unknown);
-    let mut runs = Runs::new(model, contract, None, tensors.clone())?;
+    let mut runs = Runs::new(model, contract, weights, None, tensors.clone())?;
     runs.are_apart = tensors.iter().map(|tensor| matches!(where_rows(tensor), Rows::Axis { .. })).collect();
     for (number, sample) in samples(model, contract, runs.compared, OTHERS).iter().enumerate() {
         let Some(base) = runs.check(sample) else { continue };
@@ -82,7 +87,7 @@ pub(crate) fn mixed_roles(model: &ModelProto, contract: &Contract) -> Result<BTr
     }
     let decoded = contract.decoder().tensor().zip(contract.tensor(Role::Reconstruction));
     if let Some((entry, reconstruction)) = decoded {
-        let mut decoder = Runs::new(model, contract, Some(entry), vec![reconstruction])?;
+        let mut decoder = Runs::new(model, contract, weights, Some(entry), vec![reconstruction])?;
         decoder.are_apart = vec![matches!(where_rows(reconstruction), Rows::Axis { .. })];
         for (number, codes) in codes.iter().enumerate() {
             let Some(sample) = of_codes(entry, codes, OTHERS) else { continue };
@@ -136,6 +141,7 @@ impl<'a> Runs<'a> {
     fn new(
         model: &ModelProto,
         contract: &Contract,
+        weights: &Arc<Weights>,
         start: Option<&TensorSpec>,
         outputs: Vec<&'a TensorSpec>,
     ) -> Result<Self> {
@@ -144,7 +150,7 @@ impl<'a> Runs<'a> {
         let part = cut(model, &Cut { outputs: names, inputs: declared })?;
         let (compared, n) = (COMPARED.min(contract.graph_rows.unwrap_or(COMPARED)), outputs.len());
         Ok(Self {
-            session: Session::load(&encode(&part), Purpose::Score, None)?,
+            session: weights.part(part).load(Purpose::Score)?,
             inputs: start.map_or_else(|| contract.inputs.clone(), |entry| vec![entry.clone()]),
             outputs,
             multiple: contract.graph_rows.unwrap_or(PROBE_ROWS),

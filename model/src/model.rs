@@ -16,6 +16,7 @@ use crate::metadata::Metadata;
 use crate::name::ModelName;
 use crate::onnx::{Cut, Limits, cut, declare};
 use crate::pool::Pool;
+use crate::runtime::Weights;
 
 /// Blocks are padded to a multiple of this number of rows. A row then has the same arithmetic in every block.
 pub(crate) const ROW_MULTIPLE: usize = PROBE_ROWS;
@@ -37,6 +38,8 @@ pub struct Model {
     name: ModelName,
     version: u64,
     file: ModelFile,
+    /// The large weights, which the sessions of all pools share.
+    weights: Arc<Weights>,
     contract: Contract,
     pools: Mutex<Pools>,
     rows_run: AtomicU64,
@@ -48,9 +51,11 @@ impl Model {
     /// # Errors
     /// A planning error if the file is refused, or a tensor is missing or ambiguous.
     pub fn load(name: &ModelName, version: u64, bytes: Bytes, limits: &Limits) -> Result<Self> {
-        let file = ModelFile::read(bytes, limits)?;
-        let contract = Contract::discover(&file.graph, &file.metadata)?;
-        Ok(Self { name: name.clone(), version, file, contract, pools: Mutex::default(), rows_run: AtomicU64::new(0) })
+        let mut file = ModelFile::read(bytes, limits)?;
+        let weights = Weights::of(file.take_tensors())?;
+        let contract = Contract::discover(&file.graph, &file.metadata, &weights)?;
+        let (name, rows_run) = (name.clone(), AtomicU64::new(0));
+        Ok(Self { name, version, file, weights, contract, pools: Mutex::default(), rows_run })
     }
 
     /// The name in the store.
@@ -71,11 +76,6 @@ impl Model {
     /// [`Model::sha256`] in hexadecimal.
     pub fn sha256_hex(&self) -> String {
         hex(&self.file.sha256)
-    }
-
-    /// The file.
-    pub fn bytes(&self) -> &Bytes {
-        &self.file.bytes
     }
 
     /// Rows that this process has run through the model.
@@ -127,7 +127,7 @@ impl Model {
             }
         };
         let part = cut(&self.file.graph, &Cut { outputs: key.1.clone(), inputs })?;
-        let pool = Arc::new(Pool::new(&part)?);
+        let pool = Arc::new(Pool::new(self.weights.part(part)));
         Ok(Arc::clone(self.pools.lock().entry(key).or_insert(pool)))
     }
 

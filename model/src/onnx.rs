@@ -8,6 +8,7 @@ mod dataflow;
 mod dependence;
 mod external;
 mod functions;
+mod large;
 mod merge;
 mod read;
 
@@ -15,6 +16,7 @@ pub(crate) use cut::{Cut, cut, decoder_entry};
 pub(crate) use dataflow::{Dataflow, computed_tensors};
 pub(crate) use dependence::Need;
 pub use external::{ScatteredFile, check_length};
+pub(crate) use large::LargeTensors;
 pub(crate) use merge::{DECODER_PREFIX, merge};
 pub use read::{DEFAULT_REGISTRATION_SECONDS, Limits};
 pub(crate) use read::{encode, parse};

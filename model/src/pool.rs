@@ -3,16 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use datafusion_common::error::Result;
 use datafusion_common::internal_err;
 use parking_lot::Mutex;
 
 use crate::matrix::Block;
-use crate::onnx::encode;
-use crate::onnx::proto::ModelProto;
 use crate::output::Numbers;
-use crate::runtime::{Purpose, Session, Weights};
+use crate::runtime::{Part, Purpose, Session};
 
 /// Largest number of idle workers.
 const MAX_IDLE: usize = 64;
@@ -31,19 +28,14 @@ pub(crate) struct Worker {
 /// A graph and its idle workers. A partition acquires a worker, runs its blocks, and returns it.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    graph: Bytes,
-    /// Weights of all sessions of this pool.
-    weights: Weights,
+    part: Part,
     idle: Mutex<Vec<Worker>>,
 }
 
 impl Pool {
     /// A pool for a part of a graph.
-    ///
-    /// # Errors
-    /// An execution error if ONNX Runtime is not found.
-    pub(crate) fn new(part: &ModelProto) -> Result<Self> {
-        Ok(Self { graph: encode(part), weights: Weights::of(part)?, idle: Mutex::default() })
+    pub(crate) fn new(part: Part) -> Self {
+        Self { part, idle: Mutex::default() }
     }
 
     /// An idle worker, or a new one. It returns to the pool when it is dropped.
@@ -55,7 +47,7 @@ impl Pool {
         let worker = match idle {
             Some(worker) => worker,
             None => {
-                let session = Session::load(&pool.graph, Purpose::Score, Some(&pool.weights))?;
+                let session = pool.part.load(Purpose::Score)?;
                 Worker { session, blocks: Vec::new(), scratch: HashMap::new() }
             }
         };
@@ -92,7 +84,7 @@ impl PooledWorker {
 
     /// Memory of its session, bytes, with the weights. The sessions of a pool share one copy of these.
     pub(crate) fn session_bytes(&self) -> usize {
-        self.pool.graph.len()
+        self.pool.part.bytes()
     }
 }
 

@@ -21,7 +21,7 @@ use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef, Tensor
 use crate::numbers::ToF32;
 pub use element::Element;
 use watch::Watch;
-pub(crate) use weights::Weights;
+pub(crate) use weights::{Part, Weights};
 
 mod element;
 #[cfg(feature = "load-dynamic")]
@@ -144,18 +144,24 @@ pub(crate) struct Session {
     watch: Watch,
     inputs: Vec<CString>,
     outputs: Vec<CString>,
+    /// The memory of shared weights, freed after the session.
+    _weights: Option<Arc<Weights>>,
 }
 
 impl Session {
-    /// Loads a graph that one thread runs. The session reads the given weights without a copy.
+    /// Loads a graph that one thread runs.
     ///
     /// # Errors
     /// A planning error if ONNX Runtime refuses it.
-    pub(crate) fn load(graph: &[u8], purpose: Purpose, weights: Option<&Weights>) -> Result<Self> {
+    pub(crate) fn load(graph: &[u8], purpose: Purpose) -> Result<Self> {
+        Self::load_sharing(graph, purpose, None)
+    }
+
+    fn load_sharing(graph: &[u8], purpose: Purpose, part: Option<&Part>) -> Result<Self> {
         let builder = SessionBuilder::new(&loaded()?.environment).map_err(external)?;
         let mut builder = configure(builder, purpose)?;
-        if let Some(weights) = weights {
-            builder = weights.share(builder)?;
+        if let Some(part) = part {
+            builder = part.share(builder, purpose)?;
         }
         let canceler = builder.canceler();
         let load = || catch_unwind(AssertUnwindSafe(|| builder.commit_from_memory(graph)));
@@ -173,7 +179,9 @@ impl Session {
                 .collect::<std::result::Result<_, _>>()
                 .map_err(|e| DataFusionError::External(e.into()))
         };
-        Ok(Self { inputs: names(session.inputs())?, outputs: names(session.outputs())?, watch: Watch::new()?, session })
+        let weights = part.map(|part| Arc::clone(part.weights()));
+        let (inputs, outputs) = (names(session.inputs())?, names(session.outputs())?);
+        Ok(Self { inputs, outputs, watch: Watch::new()?, session, _weights: weights })
     }
 
     /// Runs one block and writes every output to its slice.

@@ -211,7 +211,7 @@ impl Base {
                 Ok(Layer { inputs: stored.inputs, outputs: stored.outputs, activation })
             };
             let layers = layers.iter().map(layer).collect::<Result<Vec<_>>>()?;
-            let parameters = parameters(model.bytes(), name, &layers)?;
+            let parameters = parameters(&model.file().bytes(), name, &layers)?;
             match Network::of(layers, parameters) {
                 Some(network) => Ok(network),
                 None => plan_err!("model {model}: the widths of the layers of its {name} do not match"),

@@ -107,7 +107,7 @@ impl Models {
     pub fn with_trials(store: ModelStore, trials: TrialProcess) -> Self {
         let kib = |_: &FileKey, model: &Arc<Model>| {
             let most = u32::try_from(MAX_LOADED_KIB).unwrap_or(u32::MAX);
-            u32::try_from(model.bytes().len() / 1024).map_or(most, |kib| (kib + 1).min(most))
+            u32::try_from(model.file().size() / 1024).map_or(most, |kib| (kib + 1).min(most))
         };
         let loaded = Cache::builder().max_capacity(MAX_LOADED_KIB).weigher(kib).eviction_policy(EvictionPolicy::lru());
         let looked_up = Cache::builder().max_capacity(MAX_LOOKED_UP).time_to_live(REMOTE_LOOKUP);
@@ -374,7 +374,7 @@ impl Models {
     /// A planning error if the session has a model of this name. The store then stays unchanged.
     pub(crate) async fn publish(&self, name: &ModelName, model: &Model, mode: Publish) -> Result<Outcome> {
         self.check_not_of_session(name)?;
-        let outcome = self.shared.store.try_publish(name, model.bytes().clone(), mode).await?;
+        let outcome = self.shared.store.try_publish(name, model.file().bytes(), mode).await?;
         self.invalidate(name).await;
         Ok(outcome)
     }

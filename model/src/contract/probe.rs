@@ -1,6 +1,7 @@
 //! Types and shapes of the tensors of a graph, from a test run.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
@@ -9,8 +10,8 @@ use super::values::Values;
 use super::{MAX_WIDTH, TensorSpec};
 use crate::metadata::Metadata;
 use crate::onnx::proto::{ModelProto, ValueInfoProto};
-use crate::onnx::{Cut, computed_tensors, cut, declared_tensor, encode};
-use crate::runtime::{Element, Input, Observed, Purpose, Session};
+use crate::onnx::{Cut, computed_tensors, cut, declared_tensor};
+use crate::runtime::{Element, Input, Observed, Purpose, Session, Weights};
 
 /// Numbers of a block whose number of rows the graph fixes.
 const MAX_FIXED: usize = 1 << 26;
@@ -38,7 +39,7 @@ impl Probed {
 ///
 /// # Errors
 /// A planning error if the inputs do not fit an autoencoder, or the graph does not run.
-pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
+pub(super) fn probe(model: &ModelProto, metadata: &Metadata, weights: &Arc<Weights>) -> Result<Probed> {
     let (inputs, fixed_rows) = inputs(model, metadata)?;
     let rows = fixed_rows.unwrap_or(PROBE_ROWS);
     let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
@@ -46,10 +47,10 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
     let mut all: Vec<String> = computed_tensors(graph).map(str::to_owned).collect();
     all.extend(declared.iter().filter(|name| !computed_tensors(graph).any(|other| other == name.as_str())).cloned());
     // Some inner tensors cannot be read (sequences, optional values). Then only the declared outputs are used.
-    let (names, mut session) = match open(model, &all) {
+    let (names, mut session) = match open(model, weights, &all) {
         Ok(session) => (all, session),
         Err(_) => {
-            let session = open(model, &declared)?;
+            let session = open(model, weights, &declared)?;
             (declared, session)
         }
     };
@@ -72,10 +73,16 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata) -> Result<Probed> {
 }
 
 /// The shapes of the tensors of a graph in a run over rows of zeros; none of those that cannot be read.
-pub(crate) fn shapes(model: &ModelProto, inputs: &[TensorSpec], rows: usize) -> HashMap<String, Vec<usize>> {
+pub(crate) fn shapes(
+    model: &ModelProto,
+    weights: &Arc<Weights>,
+    inputs: &[TensorSpec],
+    rows: usize,
+) -> HashMap<String, Vec<usize>> {
     let Some(graph) = &model.graph else { return HashMap::new() };
     let names: Vec<String> = computed_tensors(graph).map(str::to_owned).collect();
-    let observed = open(model, &names).and_then(|mut session| observe(&mut session, inputs, rows)).unwrap_or_default();
+    let observed =
+        open(model, weights, &names).and_then(|mut session| observe(&mut session, inputs, rows)).unwrap_or_default();
     let sizes = |shape: &[i64]| shape.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<Vec<usize>>>();
     let computed = names.into_iter().zip(observed).filter_map(|(name, observed)| Some((name, sizes(&observed?.1)?)));
     let given = inputs.iter().filter_map(|input| Some((input.name.clone(), sizes(&input.shape_of(rows))?)));
@@ -83,9 +90,9 @@ pub(crate) fn shapes(model: &ModelProto, inputs: &[TensorSpec], rows: usize) -> 
     computed.chain(given).chain(stored).collect()
 }
 
-fn open(model: &ModelProto, outputs: &[String]) -> Result<Session> {
+fn open(model: &ModelProto, weights: &Arc<Weights>, outputs: &[String]) -> Result<Session> {
     let part = cut(model, &Cut { outputs: outputs.to_vec(), inputs: Vec::new() })?;
-    Session::load(&encode(&part), Purpose::Probe, None)
+    weights.part(part).load(Purpose::Probe)
 }
 
 fn per_row(name: &str, observed: &Observed, rows: usize) -> Option<TensorSpec> {

@@ -173,7 +173,7 @@ mod tests {
             graph: Some(graph),
             ..ModelProto::default()
         };
-        Session::load(&encode(&model), Purpose::Score, None).unwrap()
+        Session::load(&encode(&model), Purpose::Score).unwrap()
     }
 
     #[test]

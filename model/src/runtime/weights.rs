@@ -1,59 +1,140 @@
-//! Weights that the sessions of a graph share.
+//! Weights that the sessions of a model share.
 
+use std::ffi::CString;
 use std::sync::Arc;
 
-use datafusion_common::error::Result;
+use bytes::Bytes;
+use datafusion_common::error::{DataFusionError, Result};
+use half::f16;
+use ort::AsPointer;
 use ort::session::builder::{PrepackedWeights, SessionBuilder};
-use ort::value::{DynValue, Tensor};
 
-use super::{Element, external, loaded};
-use crate::onnx::proto::{ModelProto, TensorProto};
+use super::{DynInput, Input, Purpose, Session, external, loaded, value};
+use crate::onnx::LargeTensors;
+use crate::onnx::proto::ModelProto;
 
-/// The large weights of a graph, one copy for all of its sessions: as the file stores them, and as the kernels pack
-/// them.
+/// The large weights of a model, one copy for all sessions of all its parts: as the file stores them, and as the kernels
+/// pack them.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    tensors: Vec<(String, Arc<DynValue>)>,
+    values: Vec<(CString, Value)>,
     packed: PrepackedWeights,
+    /// The memory of `values`.
+    tensors: LargeTensors,
 }
 
 impl Weights {
-    /// Smallest tensor that is shared. Smaller tensors may hold shapes and axes, which ONNX Runtime must see at
-    /// loading.
-    const SHARED_BYTES: usize = 4096;
-
     /// The weights of a graph.
     ///
     /// # Errors
     /// An execution error if ONNX Runtime is not found.
-    pub(crate) fn of(graph: &ModelProto) -> Result<Self> {
+    pub(crate) fn of(tensors: LargeTensors) -> Result<Arc<Self>> {
         loaded()?;
-        let initializers = graph.graph.iter().flat_map(|graph| &graph.initializer);
-        let tensors = initializers.filter_map(|tensor| Some((tensor.name().to_owned(), floats(tensor)?)));
-        let tensors = tensors.map(|(name, (shape, values))| {
-            Ok((name, Arc::new(Tensor::from_array((shape, values)).map_err(external)?.into_dyn())))
+        let values = tensors.iter().map(|tensor| {
+            let name = CString::new(tensor.name.as_str()).map_err(|e| DataFusionError::External(e.into()))?;
+            Ok((name, Value::of(&tensors.slice(tensor), tensor.data_type, &tensor.dims)?))
         });
-        Ok(Self { tensors: tensors.collect::<Result<_>>()?, packed: PrepackedWeights::new() })
+        Ok(Arc::new(Self { values: values.collect::<Result<_>>()?, packed: PrepackedWeights::new(), tensors }))
     }
 
-    /// Lets a session read these weights.
-    pub(super) fn share(&self, builder: SessionBuilder) -> Result<SessionBuilder> {
-        let failed = |e: ort::Error<SessionBuilder>| external(e.into());
-        let builder = builder.with_prepacked_weights(&self.packed).map_err(failed)?;
-        self.tensors.iter().try_fold(builder, |builder, (name, value)| {
-            builder.with_initializer(name, Arc::clone(value)).map_err(failed)
-        })
+    /// A part of the graph that reads these weights.
+    pub(crate) fn part(self: &Arc<Self>, graph: ModelProto) -> Part {
+        let (graph, used) = self.tensors.encode(graph);
+        Part { graph, used, weights: Arc::clone(self) }
+    }
+
+    /// Memory of the weights, bytes. The kernels pack at most as much again.
+    pub(crate) fn bytes(&self) -> usize {
+        self.tensors.bytes().len()
     }
 }
 
-/// Shape and values of a large `Float32` tensor; none for other tensors.
-fn floats(tensor: &TensorProto) -> Option<(Vec<i64>, Vec<f32>)> {
-    if Element::from_onnx(tensor.data_type()) != Some(Element::Float32) {
-        return None;
+/// A part of a graph, without its large weights.
+#[derive(Debug)]
+pub(crate) struct Part {
+    graph: Bytes,
+    /// The weights that it has, by index.
+    used: Vec<usize>,
+    weights: Arc<Weights>,
+}
+
+impl Part {
+    /// Loads the graph that one thread runs. The session reads the large weights without a copy.
+    ///
+    /// # Errors
+    /// A planning error if ONNX Runtime refuses it.
+    pub(crate) fn load(&self, purpose: Purpose) -> Result<Session> {
+        if self.used.is_empty() {
+            return Session::load(&self.graph, purpose);
+        }
+        match Session::load_sharing(&self.graph, purpose, Some(self)) {
+            Ok(session) => Ok(session),
+            Err(e) => {
+                log::debug!("a graph does not load with shared weights, so its session gets a copy: {e}");
+                Session::load(&self.weights.tensors.encode_whole(&self.graph), purpose)
+            }
+        }
     }
-    let values = match &tensor.raw_data {
-        Some(raw) => raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-        None => tensor.float_data.clone(),
-    };
-    (size_of_val(values.as_slice()) >= Weights::SHARED_BYTES).then(|| (tensor.dims.clone(), values))
+
+    /// Memory of the graph and of all weights of the model, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.graph.len() + self.weights.bytes()
+    }
+
+    /// The weights, which a session must not outlive.
+    pub(super) fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// Lets a session read the weights.
+    pub(super) fn share(&self, builder: SessionBuilder, purpose: Purpose) -> Result<SessionBuilder> {
+        let failed = |e: ort::Error<SessionBuilder>| external(e.into());
+        let bytes = Arc::clone(self.weights.tensors.bytes());
+        // optimisers read the file in memory; kernels get the values, whose packed form they share
+        let mut builder =
+            builder.with_external_initializer_file_in_memory(LargeTensors::FILE, bytes).map_err(failed)?;
+        if purpose == Purpose::Score {
+            builder = builder.with_prepacked_weights(&self.weights.packed).map_err(failed)?;
+        }
+        for (name, value) in self.used.iter().map(|index| &self.weights.values[*index]) {
+            // SAFETY: the options, the name and the value are valid, and the session keeps the weights, with the value,
+            // until it ends.
+            let status = unsafe { (ort::api().AddInitializer)(builder.ptr_mut(), name.as_ptr(), value.0.ptr()) };
+            // SAFETY: `status` comes from the call above and is not used again.
+            unsafe { ort::Error::result_from_status(status) }.map_err(external)?;
+        }
+        Ok(builder)
+    }
+}
+
+/// A tensor over the memory of [`Weights`].
+struct Value(DynInput<'static>);
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Value")
+    }
+}
+
+impl Value {
+    fn of(bytes: &Bytes, data_type: i32, dims: &[i64]) -> Result<Self> {
+        let input = match data_type {
+            2 => Input::UInt8(numbers(bytes)),
+            3 => Input::Int8(numbers(bytes)),
+            10 => Input::Float16(numbers::<f16>(bytes)),
+            11 => Input::Float64(numbers(bytes)),
+            _ => Input::Float32(numbers(bytes)),
+        };
+        value(&input, dims).map(Self)
+    }
+}
+
+/// The numbers of a large tensor. They must not be used after the memory of the weights is freed.
+fn numbers<T: 'static>(bytes: &Bytes) -> &'static [T] {
+    // SAFETY: any bits are a number of the types above, and large tensors are aligned. The slice lives as long as the
+    // memory of the weights, which `Weights` holds beside all values.
+    unsafe {
+        let (_, numbers, _) = bytes.align_to::<T>();
+        std::slice::from_raw_parts(numbers.as_ptr(), numbers.len())
+    }
 }

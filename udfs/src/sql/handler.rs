@@ -273,7 +273,7 @@ impl<'a> Handler<'a> {
         if metadata == Metadata::default() {
             return plan_err!("no option is set; the options are {}", CONTRACT_OPTIONS.join(", "));
         }
-        let altered = self.try_file(&model.name, found.bytes().clone().into(), metadata).await?;
+        let altered = self.try_file(&model.name, found.file().bytes().into(), metadata).await?;
         let mode = Publish::After(found.version());
         match self.models.publish(&model.name, &altered, mode).await? {
             Outcome::Published(version) => self.published(version, &altered),
@@ -283,11 +283,11 @@ impl<'a> Handler<'a> {
 
     async fn export(&self, model: &ModelRef, to: &str) -> Result<DataFrame> {
         let found = self.models.find(model, &self.limits).await?;
-        write_new(&self.session.runtime_env(), to, found.bytes().clone()).await?;
+        write_new(&self.session.runtime_env(), to, found.file().bytes()).await?;
         self.row(vec![
             ("model", text(found.to_string())),
             ("path", text(to.to_owned())),
-            ("size_bytes", number(found.bytes().len())),
+            ("size_bytes", number(found.file().size())),
             ("sha256", text(found.sha256_hex())),
         ])
     }
@@ -351,7 +351,7 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     let mut properties = vec![
         ("model", model.to_string()),
         ("sha256", model.sha256_hex()),
-        ("size_bytes", model.bytes().len().to_string()),
+        ("size_bytes", model.file().size().to_string()),
         ("producer", model.producer()),
         ("inputs", inputs.join(", ")),
         ("features", format!("{}: {}", names.len(), names.join(", "))),

@@ -223,7 +223,7 @@ impl ModelRow {
             Listed::Session(model) => Self {
                 model: model.name().to_owned(),
                 version: model.version(),
-                size: model.bytes().len() as u64,
+                size: model.file().size() as u64,
                 published: None,
                 contents: Contents::of(model.file()),
             },

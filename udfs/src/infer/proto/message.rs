@@ -115,7 +115,7 @@ pub(super) fn created_message(created: &OnnxFunction) -> Result<CreatedMessage> 
     let data_type = |data_type: &DataType| ArrowType::try_from(data_type).map_err(external);
     let (model, file) = match created.is_stored {
         true => (Some(model_message(&created.model)), None),
-        false => (None, Some(created.model.bytes().clone())),
+        false => (None, Some(created.model.file().bytes())),
     };
     Ok(CreatedMessage {
         model,
