@@ -59,7 +59,7 @@ def measured(command, **environment):
 def ours(path, widths, batch, epochs, threads):
     def run(epochs):
         sql = f"""CREATE MODEL m OPTIONS (hidden_units = {widths[1:-1]}, activation_fn = 'relu', batch_size = {batch},
-                  max_iterations = {epochs}, early_stop = FALSE, data_split_eval_fraction = 0, calibration_fraction = 0)
+                  max_iterations = {epochs}, early_stop = FALSE, data_split_eval_fraction = 0, calibration_share = 0)
                   AS SELECT * FROM '{path}'"""
         command = [arguments.program, "sql", "--quiet", "--models", "memory:///", "--command", sql]
         return measured(command, DATAFUSION_EXECUTION_TARGET_PARTITIONS=str(threads))

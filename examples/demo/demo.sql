@@ -5,7 +5,7 @@ CREATE MODEL sat OPTIONS (seed = 1)
 SELECT stage, epoch, round(loss, 4) AS loss, round(held_out_loss, 4) AS held_out_loss, is_best
 FROM ae_training('sat') WHERE epoch IN (1, 2, 5, 10, 20, 50) OR is_best ORDER BY epoch;
 -- # The ten most anomalous of the other pixels, with the features responsible:
-SELECT id, round(ae_error('sat'), 3) AS error, ae_pvalue('sat') AS p,
+SELECT id, round(ae_error('sat'), 3) AS error, round(ae_pvalue('sat'), 4) AS p,
        c[1]['feature'] || ' ' || CAST(round(100 * c[1]['share']) AS INT) || ' %' AS first,
        c[2]['feature'] || ' ' || CAST(round(100 * c[2]['share']) AS INT) || ' %' AS second,
        c[3]['feature'] || ' ' || CAST(round(100 * c[3]['share']) AS INT) || ' %' AS third,

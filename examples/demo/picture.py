@@ -25,7 +25,7 @@ CREATE MODEL pixel AS
   SELECT * EXCEPT (id, label, fit_0, fit_1, fit_2)
   FROM 'examples/demo/satimage-2.parquet' WHERE fit_0""",
     """\
-SELECT id, round(ae_error('pixel'), 2) AS error, ae_pvalue('pixel') AS p,
+SELECT id, round(ae_error('pixel'), 2) AS error, round(ae_pvalue('pixel'), 4) AS p,
        ae_contributions('pixel')[1]['feature'] AS cause, label = 1 AS known_anomaly
   FROM 'examples/demo/satimage-2.parquet' WHERE NOT fit_0 AND ae_is_anomaly('pixel')
   ORDER BY error DESC LIMIT 5""",

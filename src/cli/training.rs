@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use aefusion_train::{Control, Watch};
+use aefusion_udfs::model::calibration::rows_below;
 
 /// Time between two lines without a terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -175,18 +176,21 @@ pub fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
     if let Some(accuracy) = number("training_accuracy") {
         lines.push(format!("accuracy on the training rows: {accuracy:.4}"));
     }
-    lines.push(match number("threshold") {
-        Some(threshold) => format!(
+    lines.push(match (number("threshold"), number("calibration_rows")) {
+        (Some(threshold), _) => format!(
             "calibrated on {} other rows: an error of {threshold:.5} or more is an anomaly",
             count("calibration_rows")
         ),
-        None => "not calibrated: no rows were left for calibration, so there are no p-values".to_owned(),
+        (None, Some(rows)) if rows > 0.0 => {
+            format!("calibrated on {} other rows: no row counts as an anomaly", count("calibration_rows"))
+        }
+        _ => "not calibrated: no rows were left for calibration, so there are no p-values".to_owned(),
     });
+    lines.extend(number("smallest_p_value").map(smallest_p_value));
     if let Some(wanted) = number("calibration_rows_wanted") {
         lines.push(format!(
-            "warning: the contamination needs at least {wanted} calibration rows, but there are {}. Until then, only rows with \
-             a larger error than all of them count as anomalies. Train on more rows, or raise calibration_fraction or \
-             contamination.",
+            "warning: the contamination needs at least {wanted} calibration rows, but there are {}. Until then, no row counts \
+             as an anomaly. Train on more rows, or raise calibration_share or contamination.",
             count("calibration_rows")
         ));
     }
@@ -194,4 +198,16 @@ pub fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
         lines.push("interrupted: the model is the best epoch so far".to_owned());
     }
     lines
+}
+
+/// The smallest possible p-value as a sentence. If it is too large for rare alerts, the sentence says how many rows they need.
+fn smallest_p_value(smallest: f64) -> String {
+    const RARE: f64 = 0.001;
+    match rows_below(RARE) {
+        Some(wanted) if smallest >= RARE => format!(
+            "the smallest possible p-value is {smallest:.5}; p < {RARE} needs {} calibration rows",
+            HumanCount(wanted)
+        ),
+        _ => format!("the smallest possible p-value is {smallest:.2e}"),
+    }
 }

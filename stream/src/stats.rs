@@ -386,7 +386,7 @@ impl ModelStats {
     fn new(model: &Model) -> Self {
         let share = model.contract().contamination;
         let calibration = model.metadata().calibration.as_ref();
-        let threshold = share.zip(calibration).map(|(share, calibration)| calibration.threshold(share));
+        let threshold = share.zip(calibration).and_then(|(share, calibration)| calibration.threshold(share));
         let edge = |bin: i32| 10_f64.powf(f64::from(bin) / f64::from(BINS_PER_DECADE));
         let edges: Vec<f64> = (FIRST_DECADE * BINS_PER_DECADE..LAST_DECADE * BINS_PER_DECADE).map(edge).collect();
         Self { threshold, anomalies: 0, counts: vec![0; edges.len()], edges }

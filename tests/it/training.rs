@@ -24,6 +24,7 @@ use crate::harness::needed;
 crate::harness::tests! {
     async every_default_is_listed,
     async p_values_of_fresh_rows_are_uniform,
+    async small_p_values_of_fresh_rows_hold_on_average,
     async rows_beyond_the_memory_are_in_files,
     async without_temporary_files_rows_must_fit_in_memory,
     #[cfg(target_os = "linux")]
@@ -105,7 +106,7 @@ async fn p_values_of_fresh_rows_are_uniform() {
     session.context().register_batch("t", rows(30_000, 8, 1)).unwrap();
     run(
         &session,
-        "CREATE MODEL m OPTIONS (calibration_fraction = 0.2, max_iterations = 10)
+        "CREATE MODEL m OPTIONS (calibration_share = 0.2, max_iterations = 10)
              AS SELECT * EXCEPT (id) FROM t WHERE id < 20000",
     )
     .await;
@@ -116,6 +117,55 @@ async fn p_values_of_fresh_rows_are_uniform() {
     let distance = |(i, p): (usize, &f64)| (p - (f64::from(u32::try_from(i).unwrap()) + 0.5) / n).abs();
     let largest = p.iter().enumerate().map(distance).fold(0.0, f64::max);
     assert!(largest < 1.95 * ((4_000.0 + n) / (4_000.0 * n)).sqrt(), "distance {largest}");
+}
+
+/// Small p-values, which the test above cannot see. A model has its own share of false alerts, by its calibration rows, so
+/// many models are trained, with other rows and seeds.
+///
+/// # Source
+/// Vovk, "Conditional validity of inductive conformal predictors", ACML (2012). Let `n` be the number of calibration rows,
+/// and `l = floor(a (n + 1))`. The share of fresh rows with `p <= a` is then a Beta(l, n + 1 - l) variable.
+async fn small_p_values_of_fresh_rows_hold_on_average() {
+    const MODELS: i64 = 40;
+    const ROWS: i64 = 2_500;
+    const FRESH: i64 = 10_000;
+    const SHARES: [f64; 6] = [0.2, 0.1, 0.05, 0.01, 0.003, 0.001];
+    let session = session();
+    session.context().register_batch("t", rows(MODELS * (ROWS + FRESH), 4, 11)).unwrap();
+    let (mut found, mut expected, mut variance) = ([0.0; 6], [0.0; 6], [0.0; 6]);
+    for model in 0..MODELS {
+        let first = model * (ROWS + FRESH);
+        let fresh = first + ROWS;
+        run(
+            &session,
+            &format!(
+                "CREATE OR REPLACE MODEL m OPTIONS (activation_fn = 'linear', hidden_units = [2], calibration_share = 0.5,
+                                                    data_split_eval_fraction = 0, seed = {model})
+                     AS SELECT * EXCEPT (id) FROM t WHERE id >= {first} AND id < {fresh}"
+            ),
+        )
+        .await;
+        let n: f64 = described(&session, "m").await["calibration_rows"].parse().unwrap();
+        let counts = SHARES.map(|share| format!("avg((p <= {share})::DOUBLE)")).join(", ");
+        let sql = format!(
+            "SELECT unnest([{counts}]) FROM (SELECT ae_pvalue('m') AS p FROM t WHERE id >= {fresh} AND id < {})",
+            fresh + FRESH
+        );
+        let shares = numbers(&session, &sql).await;
+        for (i, share) in SHARES.into_iter().enumerate() {
+            let mean = (share * (n + 1.0)).floor() / (n + 1.0);
+            found[i] += shares[i];
+            expected[i] += mean;
+            // of the calibration, and of the fresh rows
+            variance[i] += mean * (1.0 - mean) * (1.0 / (n + 2.0) + 1.0 / 10_000.0);
+        }
+    }
+    for (i, share) in SHARES.into_iter().enumerate() {
+        let [found, expected] = [found[i], expected[i]].map(|sum| sum / 40.0);
+        let bound = 4.0 * variance[i].sqrt() / 40.0;
+        assert!((found - expected).abs() <= bound, "p <= {share}: {found} of the rows, not {expected} within {bound}");
+        assert!(expected <= share, "{share}");
+    }
 }
 
 /// Keeps the most bytes that temporary files have at the end of an epoch.

@@ -37,7 +37,7 @@ pub(crate) const OPTIONS: [&str; 32] = [
     "min_rel_progress",
     "patience",
     "data_split_eval_fraction",
-    "calibration_fraction",
+    "calibration_share",
     "contamination",
     "error_metric",
     "max_categories",
@@ -124,7 +124,7 @@ pub(crate) struct Config {
     pub(crate) max_iterations: Option<usize>,
     pub(crate) fit: FitOptions,
     pub(crate) eval_fraction: f64,
-    pub(crate) calibration_fraction: f64,
+    pub(crate) calibration_share: f64,
     pub(crate) contamination: f64,
     pub(crate) error_metric: ErrorMetric,
     pub(crate) max_categories: usize,
@@ -218,7 +218,8 @@ impl Config {
     ///
     /// # Errors
     /// A planning error that names the option, what it must be, and what was found.
-    pub(crate) fn of(options: Options) -> Result<Self> {
+    pub(crate) fn of(mut options: Options) -> Result<Self> {
+        rename(&mut options)?;
         let mut taker = Taker { options, recorded: BTreeMap::new() };
         let of_the_base: Vec<&str> = OF_THE_BASE.into_iter().filter(|key| taker.options.contains(key)).collect();
         let has_head_units = taker.options.contains("head_units");
@@ -274,7 +275,7 @@ impl Config {
                 seed,
             },
             eval_fraction: taker.number("data_split_eval_fraction", 0.1, 0.0..=0.5)?,
-            calibration_fraction: taker.number("calibration_fraction", 0.1, 0.0..=0.5)?,
+            calibration_share: taker.number("calibration_share", 0.1, 0.0..=0.5)?,
             contamination: taker.number("contamination", 0.01, 0.0..=0.5)?,
             error_metric: taker.choice("error_metric", ErrorMetric::Mse)?,
             max_categories: taker.whole_or("max_categories", 100, 1..=10_000)?,
@@ -286,12 +287,12 @@ impl Config {
             recorded: BTreeMap::new(),
         };
         taker.options.finish(&OPTIONS)?;
-        if config.eval_fraction + config.calibration_fraction > 0.9 {
+        if config.eval_fraction + config.calibration_share > 0.9 {
             return plan_err!(
-                "data_split_eval_fraction ({}) and calibration_fraction ({}) leave too few rows to train on; their sum must \
+                "data_split_eval_fraction ({}) and calibration_share ({}) leave too few rows to train on; their sum must \
                  be at most 0.9",
                 config.eval_fraction,
-                config.calibration_fraction
+                config.calibration_share
             );
         }
         let base = match &config.classifier {
@@ -313,6 +314,30 @@ impl Config {
         }
         Ok(Self { recorded: taker.recorded, ..config })
     }
+}
+
+/// The earlier names of options. Files of earlier versions record them.
+const RENAMED: [(&str, &str); 1] = [("calibration_fraction", "calibration_share")];
+
+/// The current name of an option.
+pub(crate) fn current_name(option: &str) -> &str {
+    RENAMED.into_iter().find(|(earlier, _)| *earlier == option).map_or(option, |(_, current)| current)
+}
+
+/// Gives options their current names.
+///
+/// # Errors
+/// A planning error if an option is given by both names.
+pub(crate) fn rename(options: &mut Options) -> Result<()> {
+    for (earlier, current) in RENAMED {
+        if let Some(value) = options.take(earlier) {
+            if options.contains(current) {
+                return plan_err!("option {earlier} is the earlier name of {current}; give {current} only");
+            }
+            options.insert(current.to_owned(), value)?;
+        }
+    }
+    Ok(())
 }
 
 fn noise(taker: &mut Taker) -> Result<Option<Noise>> {

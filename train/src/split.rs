@@ -103,7 +103,7 @@ impl Sizes {
         let in_memory = memory / 4 / (table.columns.len().max(1) * size_of::<f64>());
         let share = |fraction: f64| rounded(rows as f64 * fraction).min(MOST_HELD_OUT);
         let held_out = share(config.eval_fraction);
-        let calibration = share(config.calibration_fraction).min(in_memory.max(1));
+        let calibration = share(config.calibration_share).min(in_memory.max(1));
         let train = rows.saturating_sub(held_out + calibration).max(1);
         let set_aside = rows - train;
         let held_out = held_out.min(set_aside);

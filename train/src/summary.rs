@@ -70,7 +70,10 @@ pub(crate) fn summary(
     }
     if let Some(calibration) = calibration {
         let contamination = recipe.config.contamination;
-        summary.push(("threshold", json!(calibration.threshold(contamination))));
+        summary.push(("smallest_p_value", json!(calibration.smallest_p_value())));
+        if let Some(threshold) = calibration.threshold(contamination) {
+            summary.push(("threshold", json!(threshold)));
+        }
         if let Some(wanted) = calibration.rows_wanted(contamination) {
             summary.push(("calibration_rows_wanted", json!(wanted)));
         }

@@ -16,7 +16,7 @@ use datafusion::error::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::activation::Activation;
-use crate::config::{Config, OF_THE_BASE};
+use crate::config::{Config, OF_THE_BASE, current_name, rename};
 use crate::design::{Design, Encoding, Feature};
 use crate::export::{Networks, parameters};
 use crate::ingest::{Profile, Table};
@@ -89,6 +89,7 @@ pub(crate) async fn inherit_options(
     if options.get("warm_start") != Some(&OptionValue::Boolean(true)) {
         return Ok(());
     }
+    rename(options)?;
     let newest = ModelRef { name: name.clone(), version: None };
     // a missing model or another type is reported later, by `Base::find`
     let Ok(model) = models.find(&newest, &settings.limits()).await else { return Ok(()) };
@@ -102,7 +103,8 @@ pub(crate) async fn inherit_options(
         ("contamination", contract.contamination.map(OptionValue::Number)),
     ];
     let current = current.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-    let recorded = training.options.iter().filter_map(|(key, value)| Some((key.clone(), option_value(value)?)));
+    let recorded =
+        training.options.iter().filter_map(|(key, value)| Some((current_name(key).to_owned(), option_value(value)?)));
     for (key, value) in current.chain(recorded) {
         let is_inherited = !NOT_INHERITED.contains(&key.as_str()) && !OF_THE_BASE.contains(&key.as_str());
         if is_inherited && !options.contains(&key) {

@@ -134,7 +134,7 @@ impl Bench {
         let few = "label100_{seed}";
         let base = "hidden_units = [256, 128, 256], training = 'layerwise', activation_fn = 'tanh', noise = 'masking',
                     noise_level = 0.3, learn_rate_schedule = 'constant', patience = 10, max_iterations = 50";
-        let every_row = "data_split_eval_fraction = 0, calibration_fraction = 0";
+        let every_row = "data_split_eval_fraction = 0, calibration_share = 0";
         let head = format!("fine_tune = 'head', learn_rate = 0.01, l2_reg = 0.01, max_iterations = 200, {every_row}");
         let whole = format!("fine_tune = 'all', dropout = 0.3, learn_rate_schedule = 'cosine', {every_row}");
         let (frozen, tuned) = (self.accuracy(base, few, &head)?, self.accuracy(base, few, &whole)?);
@@ -223,7 +223,7 @@ impl Bench {
     }
 }
 
-const ALL_ROWS: &str = "data_split_eval_fraction = 0, calibration_fraction = 0";
+const ALL_ROWS: &str = "data_split_eval_fraction = 0, calibration_share = 0";
 
 /// The file of a data set. The demo's is stored with the demo.
 fn data(set: &str) -> String {

@@ -72,7 +72,10 @@ fn current(model: &Model, training: &Training) -> BTreeMap<String, Value> {
     let mut summary = training.summary.clone();
     summary.remove("threshold");
     summary.remove("calibration_rows_wanted");
-    let wanted = model.metadata().calibration.as_ref().zip(model.contract().contamination);
+    let calibration = model.metadata().calibration.as_ref();
+    let smallest = calibration.map(|calibration| calibration.smallest_p_value());
+    summary.extend(smallest.map(|p| ("smallest_p_value".to_owned(), p.into())));
+    let wanted = calibration.zip(model.contract().contamination);
     let wanted = wanted.and_then(|(calibration, share)| calibration.rows_wanted(share));
     summary.extend(wanted.map(|wanted| ("calibration_rows_wanted".to_owned(), wanted.into())));
     summary.extend(threshold(model).map(|threshold| ("threshold".to_owned(), threshold.into())));
@@ -102,7 +105,7 @@ fn losses(training: &Training) -> Result<Markup> {
 
 fn threshold(model: &Model) -> Option<f64> {
     let share = model.contract().contamination?;
-    Some(model.metadata().calibration.as_ref()?.threshold(share)).filter(|threshold| threshold.is_finite())
+    model.metadata().calibration.as_ref()?.threshold(share).filter(|threshold| threshold.is_finite())
 }
 
 fn calibration(model: &Model) -> Result<Markup> {

@@ -20,9 +20,9 @@ static SPEC: Spec = Spec {
     output: "pvalue",
     shown_type: || DataType::Float64,
     documentation: LazyLock::new(|| {
-        let description = "The p-value of each row, Float64, 0 to 1: the share of calibration rows with a \
-                           reconstruction error at least as large. For rows like the training data, it is uniformly \
-                           distributed.";
+        let description = "The p-value of each row, Float64, above 0 and at most 1: the rank of its reconstruction error \
+                           among those of n calibration rows, (k + 1) / (n + 1) if k of them are at least as large. For \
+                           rows like the training data, it is uniformly distributed.";
         over_features("ae_pvalue", description)
             .with_sql_example("SELECT * FROM payments WHERE ae_pvalue('fraud') < 0.001")
             .with_related_udf("ae_is_anomaly")
@@ -65,7 +65,7 @@ pub(super) fn calibration(model: &Model) -> Result<&Calibration> {
         Some(calibration) => Ok(calibration),
         None => plan_err!(
             "model {model} is not calibrated: it has no errors of calibration rows; register it with AS SELECT … over \
-             rows to calibrate on, or train it with more rows or a larger calibration_fraction"
+             rows to calibrate on, or train it with more rows or a larger calibration_share"
         ),
     }
 }

@@ -374,8 +374,9 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     let metadata = model.metadata();
     if let Some(calibration) = &metadata.calibration {
         properties.push(("calibration_rows", calibration.rows.to_string()));
-        if let Some(share) = contract.contamination {
-            properties.push(("threshold", calibration.threshold(share).to_string()));
+        properties.push(("smallest_p_value", calibration.smallest_p_value().to_string()));
+        if let Some(threshold) = contract.contamination.and_then(|share| calibration.threshold(share)) {
+            properties.push(("threshold", threshold.to_string()));
         }
     }
     if let Some(classes) = &metadata.classes {
@@ -384,9 +385,11 @@ fn properties(model: &Model) -> Vec<(String, String)> {
     let own = |(name, value): (&str, String)| (name.to_owned(), value);
     let mut properties: Vec<(String, String)> = properties.into_iter().map(own).collect();
     if let Some(training) = &metadata.training {
-        // ALTER MODEL may have changed these; they are listed above
-        let is_listed =
-            |name: &str| ["threshold", "calibration_rows", "calibration_rows_wanted", "contamination"].contains(&name);
+        // these are listed above, and ALTER MODEL may have changed them
+        let is_listed = |name: &str| {
+            ["threshold", "calibration_rows", "calibration_rows_wanted", "smallest_p_value", "contamination"]
+                .contains(&name)
+        };
         let recorded = training.summary.iter().chain(&training.options).filter(|(name, _)| !is_listed(name));
         properties.extend(recorded.map(|(name, value)| match value {
             serde_json::Value::String(text) => (format!("training.{name}"), text.clone()),
