@@ -187,6 +187,13 @@ pub fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
         _ => "not calibrated: no rows were left for calibration, so there are no p-values".to_owned(),
     });
     lines.extend(number("smallest_p_value").map(smallest_p_value));
+    if value("calibration_may_have_trained").is_some() {
+        lines.push(
+            "warning: an earlier version trained the existing model, and did not record its calibration rows. Rows that it \
+             was trained on may calibrate, and p-values are then too small. Train once without warm_start."
+                .to_owned(),
+        );
+    }
     if let Some(wanted) = number("calibration_rows_wanted") {
         lines.push(format!(
             "warning: the contamination needs at least {wanted} calibration rows, but there are {}. Until then, no row counts \

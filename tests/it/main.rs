@@ -39,6 +39,7 @@ mod publishing;
 #[cfg(feature = "kafka")]
 mod refused;
 mod slt;
+mod splits;
 mod trainer;
 mod training;
 mod trials;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         harness::trials("publishing", publishing::TESTS),
         harness::trials("training", training::TESTS),
         harness::trials("trials", trials::TESTS),
+        harness::trials("splits", splits::TESTS),
         harness::trials("trainer", trainer::TESTS),
         harness::trials("embedding", embedding::TESTS),
         #[cfg(feature = "kafka")]

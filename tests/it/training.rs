@@ -37,12 +37,12 @@ crate::harness::tests! {
     async other_programs_compute_the_same_from_the_exported_file,
 }
 
-fn session() -> Session {
+pub(crate) fn session() -> Session {
     Session::open(&SessionOptions { models: "memory:///".to_owned(), ..SessionOptions::default() }).unwrap()
 }
 
 /// Rows `id`, `x0` … of `width` numbers that depend on three.
-fn rows(n: i64, width: usize, seed: u64) -> RecordBatch {
+pub(crate) fn rows(n: i64, width: usize, seed: u64) -> RecordBatch {
     let mut rng = Pcg64Mcg::seed_from_u64(seed);
     let normal = |rng: &mut Pcg64Mcg| -> f64 { StandardNormal.sample(rng) };
     let mut columns = vec![Vec::new(); width];
@@ -62,17 +62,17 @@ fn rows(n: i64, width: usize, seed: u64) -> RecordBatch {
     RecordBatch::try_from_iter(std::iter::once(("id".to_owned(), id)).chain(columns)).unwrap()
 }
 
-async fn run(session: &Session, sql: &str) {
+pub(crate) async fn run(session: &Session, sql: &str) {
     session.context().ae_sql(sql).await.unwrap().collect().await.unwrap();
 }
 
-async fn numbers(session: &Session, sql: &str) -> Vec<f64> {
+pub(crate) async fn numbers(session: &Session, sql: &str) -> Vec<f64> {
     let batches = session.context().ae_sql(sql).await.unwrap().collect().await.unwrap();
     batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Float64Type>().values().to_vec()).collect()
 }
 
 /// The rows of `DESCRIBE MODEL`: properties and values.
-async fn described(session: &Session, model: &str) -> BTreeMap<String, String> {
+pub(crate) async fn described(session: &Session, model: &str) -> BTreeMap<String, String> {
     let batches = session.context().ae_sql(&format!("DESCRIBE MODEL {model}")).await.unwrap().collect().await.unwrap();
     let column = |batch: &RecordBatch, i: usize| -> Vec<String> {
         batch.column(i).as_string::<i32>().iter().map(|text| text.unwrap_or_default().to_owned()).collect()
@@ -81,7 +81,7 @@ async fn described(session: &Session, model: &str) -> BTreeMap<String, String> {
 }
 
 /// Options without a default. `DESCRIBE MODEL` lists them if they were given.
-const UNLISTED: [&str; 3] = ["code_activation_fn", "noise", "noise_level"];
+const UNLISTED: [&str; 5] = ["code_activation_fn", "noise", "noise_level", "split_by", "split_by_time"];
 
 async fn every_default_is_listed() {
     let session = session();

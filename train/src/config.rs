@@ -1,6 +1,7 @@
 //! The options of a training: their names, defaults and ranges.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use aefusion_udfs::choice::Choice;
@@ -8,6 +9,7 @@ use aefusion_udfs::model::metadata::ErrorMetric;
 use aefusion_udfs::sql::{OptionValue, Options};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
@@ -19,7 +21,7 @@ use crate::optimizer::OptimizerKind;
 use aefusion_udfs::numbers::to_f32;
 
 /// All options of a trained model.
-pub(crate) const OPTIONS: [&str; 32] = [
+pub(crate) const OPTIONS: [&str; 34] = [
     "model_type",
     "hidden_units",
     "activation_fn",
@@ -38,6 +40,8 @@ pub(crate) const OPTIONS: [&str; 32] = [
     "patience",
     "data_split_eval_fraction",
     "calibration_share",
+    "split_by",
+    "split_by_time",
     "contamination",
     "error_metric",
     "max_categories",
@@ -96,6 +100,28 @@ pub(crate) enum Scaling {
     Common,
 }
 
+/// What decides the part of a row: training, held-out or calibration rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SplitBy {
+    /// All values of the row.
+    Row,
+    /// The value of a column: rows with the same value stay together.
+    Group(String),
+    /// The value of a column: the last rows calibrate.
+    Time(String),
+}
+
+impl fmt::Display for SplitBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Row => f.write_str("their values"),
+            Self::Group(column) => write!(f, "the column \"{column}\""),
+            Self::Time(column) => write!(f, "the time \"{column}\""),
+        }
+    }
+}
+
 /// The options of a classifier.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ClassifierOptions {
@@ -124,7 +150,9 @@ pub(crate) struct Config {
     pub(crate) max_iterations: Option<usize>,
     pub(crate) fit: FitOptions,
     pub(crate) eval_fraction: f64,
-    pub(crate) calibration_share: f64,
+    /// None: the default, or the share of the model to start from.
+    pub(crate) calibration_share: Option<f64>,
+    pub(crate) split_by: SplitBy,
     pub(crate) contamination: f64,
     pub(crate) error_metric: ErrorMetric,
     pub(crate) max_categories: usize,
@@ -145,12 +173,19 @@ struct Taker {
 
 impl Taker {
     fn number(&mut self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
-        let value = self.options.take_number(key)?.unwrap_or(default);
+        Ok(self.number_if_given(key, range)?.unwrap_or_else(|| {
+            self.recorded.insert(key.to_owned(), json!(default));
+            default
+        }))
+    }
+
+    fn number_if_given(&mut self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+        let Some(value) = self.options.take_number(key)? else { return Ok(None) };
         if !range.contains(&value) {
             return plan_err!("option {key} must be from {} to {}; found {value}", range.start(), range.end());
         }
         self.recorded.insert(key.to_owned(), json!(value));
-        Ok(value)
+        Ok(Some(value))
     }
 
     fn whole(&mut self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
@@ -249,6 +284,7 @@ impl Config {
             None => taker.choice_if_given("code_activation_fn")?,
         };
         let optimizer = taker.choice("optimizer", OptimizerKind::Adam)?;
+        let split_by = split_by(&mut taker)?;
         let seed = taker.options.take_whole("seed")?.unwrap_or(0);
         taker.recorded.insert("seed".to_owned(), json!(seed));
         let config = Self {
@@ -275,7 +311,8 @@ impl Config {
                 seed,
             },
             eval_fraction: taker.number("data_split_eval_fraction", 0.1, 0.0..=0.5)?,
-            calibration_share: taker.number("calibration_share", 0.1, 0.0..=0.5)?,
+            calibration_share: taker.number_if_given("calibration_share", 0.0..=0.5)?,
+            split_by,
             contamination: taker.number("contamination", 0.01, 0.0..=0.5)?,
             error_metric: taker.choice("error_metric", ErrorMetric::Mse)?,
             max_categories: taker.whole_or("max_categories", 100, 1..=10_000)?,
@@ -287,12 +324,12 @@ impl Config {
             recorded: BTreeMap::new(),
         };
         taker.options.finish(&OPTIONS)?;
-        if config.eval_fraction + config.calibration_share > 0.9 {
+        let calibration_share = config.calibration_share.unwrap_or_default();
+        if config.eval_fraction + calibration_share > 0.9 {
             return plan_err!(
-                "data_split_eval_fraction ({}) and calibration_share ({}) leave too few rows to train on; their sum must \
-                 be at most 0.9",
-                config.eval_fraction,
-                config.calibration_share
+                "data_split_eval_fraction ({}) and calibration_share ({calibration_share}) leave too few rows to train on; \
+                 their sum must be at most 0.9",
+                config.eval_fraction
             );
         }
         let base = match &config.classifier {
@@ -300,6 +337,14 @@ impl Config {
             _ if config.warm_start => Some("warm_start"),
             _ => None,
         };
+        if let (SplitBy::Group(column) | SplitBy::Time(column), Some(classifier)) =
+            (&config.split_by, &config.classifier)
+            && *column == classifier.label
+        {
+            return plan_err!(
+                "column \"{column}\" has the labels and cannot split the rows too; select it twice, with another name"
+            );
+        }
         // the hidden layers of a head have an activation of their own
         let is_of_the_head = |key: &str| key == "activation_fn" && has_head_units;
         if let Some((base, key)) = base.zip(of_the_base.into_iter().find(|key| !is_of_the_head(key))) {
@@ -338,6 +383,15 @@ pub(crate) fn rename(options: &mut Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn split_by(taker: &mut Taker) -> Result<SplitBy> {
+    match (taker.text("split_by")?, taker.text("split_by_time")?) {
+        (Some(_), Some(_)) => plan_err!("options split_by and split_by_time exclude each other; give one of them"),
+        (Some(column), None) => Ok(SplitBy::Group(column)),
+        (None, Some(column)) => Ok(SplitBy::Time(column)),
+        (None, None) => Ok(SplitBy::Row),
+    }
 }
 
 fn noise(taker: &mut Taker) -> Result<Option<Noise>> {

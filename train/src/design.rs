@@ -9,6 +9,7 @@ use datafusion::common::plan_err;
 use datafusion::error::Result;
 
 use crate::config::Scaling;
+use crate::deal::Seen;
 use crate::ingest::{Column, Numbers, Profile, Table, Texts, UNCOUNTED};
 use aefusion_udfs::numbers::to_f32;
 
@@ -61,9 +62,9 @@ impl Encoding {
         Self::Category { levels, places }
     }
 
-    /// A category whose levels are the most frequent texts.
-    fn most_frequent(texts: &Texts, max_categories: usize) -> Self {
-        let names = texts.by_frequency().into_iter().map(|number| texts.names[number as usize].to_string());
+    /// A category whose levels are the texts with the largest counts.
+    fn most_frequent(texts: &Texts, counts: &[usize], max_categories: usize) -> Self {
+        let names = texts.by_counts(counts).into_iter().map(|number| texts.names[number as usize].to_string());
         let levels = names.filter(|name| !name.is_empty()).take(max_categories).collect();
         Self::category(texts, levels)
     }
@@ -85,21 +86,33 @@ pub(crate) struct Design {
 }
 
 impl Design {
-    /// Learns the scales of columns. A text column gets at most `max_categories` levels.
+    /// Learns the scales of columns from their training rows, `seen`. A text column gets at most `max_categories` levels.
     ///
     /// # Errors
     /// A planning error if there are no columns, or too many.
-    pub(crate) fn of(table: &Table, columns: &[usize], max_categories: usize, scaling: Scaling) -> Result<Self> {
-        let columns = || columns.iter().map(|column| &table.columns[*column]);
+    pub(crate) fn of(
+        table: &Table,
+        seen: &[Seen],
+        columns: &[usize],
+        max_categories: usize,
+        scaling: Scaling,
+    ) -> Result<Self> {
+        let columns = || columns.iter().map(|column| (&table.columns[*column], &seen[*column]));
         let common = match scaling {
             Scaling::Standard => None,
             Scaling::Common => Some(common_deviation(columns())),
         };
         let mut first = 0;
-        let feature = |column: &Column| {
-            let encoding = match &column.profile {
-                Profile::Numbers(numbers) => number(numbers, common.unwrap_or_else(|| numbers.deviation())),
-                Profile::Texts(texts) => Encoding::most_frequent(texts, max_categories),
+        let feature = |(column, seen): (&Column, &Seen)| {
+            let encoding = match (&column.profile, seen) {
+                (Profile::Numbers(all), seen) => {
+                    let numbers = numbers(all, seen);
+                    number(all, numbers.mean(), common.unwrap_or_else(|| numbers.deviation()))
+                }
+                (Profile::Texts(texts), Seen::Texts(counts)) => Encoding::most_frequent(texts, counts, max_categories),
+                (Profile::Texts(texts), Seen::Numbers(_)) => {
+                    Encoding::most_frequent(texts, &texts.counts, max_categories)
+                }
             };
             let place = first;
             first += encoding.width();
@@ -185,21 +198,29 @@ impl Scale {
 }
 
 /// The root mean square of the standard deviations of all number columns.
-fn common_deviation<'a>(columns: impl Iterator<Item = &'a Column>) -> f64 {
+fn common_deviation<'a>(columns: impl Iterator<Item = (&'a Column, &'a Seen)>) -> f64 {
     let squares: Vec<f64> = columns
-        .filter_map(|column| match &column.profile {
-            Profile::Numbers(numbers) => Some(numbers.deviation().powi(2)),
+        .filter_map(|(column, seen)| match &column.profile {
+            Profile::Numbers(all) => Some(numbers(all, seen).deviation().powi(2)),
             Profile::Texts(_) => None,
         })
         .collect();
     (squares.iter().sum::<f64>() / squares.len().max(1) as f64).sqrt()
 }
 
-fn number(numbers: &Numbers, deviation: f64) -> Encoding {
+/// The numbers of the training rows; those of all rows if the column is missing in all training rows.
+fn numbers<'a>(all: &'a Numbers, seen: &'a Seen) -> &'a Numbers {
+    match seen {
+        Seen::Numbers(seen) if seen.given > 0 => seen,
+        _ => all,
+    }
+}
+
+/// The scale of a column with the numbers `all`.
+fn number(all: &Numbers, mean: f64, deviation: f64) -> Encoding {
     let deviation = if deviation > 0.0 { deviation } else { 1.0 };
-    let mean = numbers.mean();
     let is_far = mean.abs() > FAR_FROM_ZERO * deviation;
     let fits = |value: f64| value == 0.0 || LEAST_SINGLE < value.abs() && value.abs() < MOST_SINGLE;
-    let is_single = [deviation, numbers.min, numbers.max].into_iter().all(fits);
+    let is_single = [deviation, all.min, all.max].into_iter().all(fits);
     Encoding::Number { mean, deviation, is_double: is_far || !is_single }
 }

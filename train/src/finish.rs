@@ -13,6 +13,7 @@ use crate::design::Design;
 use crate::export::export;
 use crate::ingest::{Profile, Table};
 use crate::recipe::{Recipe, Trained};
+use crate::rule::Rule;
 use crate::split::Parts;
 use crate::summary::summary;
 use crate::validate::validate;
@@ -49,6 +50,7 @@ pub(crate) struct Finished<'a> {
     /// The features' columns in the batches of the parts.
     pub(crate) columns: &'a [usize],
     pub(crate) parts: &'a Parts,
+    pub(crate) rule: &'a Rule,
     pub(crate) trained: Trained,
     /// The calibration of the base model, if its errors did not change.
     pub(crate) calibration: Option<&'a Calibration>,
@@ -77,7 +79,7 @@ impl Finished<'_> {
             training: Some(Training {
                 options: recorded,
                 history: self.trained.history.clone(),
-                network: serde_json::to_value(Stored::of(self.design, networks)).map_err(external)?,
+                network: serde_json::to_value(Stored::of(self.design, networks, self.rule)).map_err(external)?,
                 ..Training::default()
             }),
             ..Metadata::default()

@@ -10,6 +10,7 @@ use strum::{EnumString, IntoStaticStr, VariantNames};
 use crate::dataset::Dataset;
 use crate::evaluate::evaluate;
 use crate::gradient::Objective;
+use crate::key::mix;
 use crate::network::Network;
 use crate::optimizer::OptimizerKind;
 use crate::step::Fitting;
@@ -87,15 +88,7 @@ impl FitContext<'_> {
 
 /// A random generator for one use, keyed by `uses`: no use changes the numbers of another.
 pub(crate) fn generator(seed: u64, uses: &[usize]) -> Pcg64Mcg {
-    let mut state = seed;
-    for value in uses {
-        // one round of SplitMix64
-        state = state.wrapping_add(*value as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
-        state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        state ^= state >> 31;
-    }
-    Pcg64Mcg::seed_from_u64(state)
+    Pcg64Mcg::seed_from_u64(uses.iter().fold(seed, |state, value| mix(state, *value as u64)))
 }
 
 /// Counts epochs without progress.

@@ -4,16 +4,22 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aefusion_udfs::columns::{ColumnKind, to_numbers};
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt32Array};
+use aefusion_udfs::columns::ColumnKind;
+use datafusion::arrow::array::{
+    Array, ArrayRef, AsArray, Float64Array, RecordBatch, StringViewArray, UInt32Array, UInt64Array,
+};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Schema, SchemaRef, UInt64Type};
 use datafusion::common::{exec_err, plan_err};
 use datafusion::error::Result;
 use datafusion::execution::{DiskManager, SendableRecordBatchStream};
 use futures::StreamExt;
 
+use crate::config::SplitBy;
+use crate::key;
 use crate::spill::{Spilled, Writer};
+use crate::splitting::Splitting;
+use crate::values::numbers;
 
 /// Largest number of distinct texts of a column; later ones count as one of the others.
 const MOST_LEVELS: usize = 100_000;
@@ -139,18 +145,22 @@ impl Texts {
         number
     }
 
-    fn add(&mut self, array: &ArrayRef) -> Result<UInt32Array> {
-        let texts = cast(array, &DataType::Utf8View)?;
-        let numbers: UInt32Array =
-            texts.as_string_view().iter().map(|text| text.map(|text| self.number(text))).collect();
+    fn add(&mut self, texts: &StringViewArray) -> UInt32Array {
+        let numbers: UInt32Array = texts.iter().map(|text| text.map(|text| self.number(text))).collect();
         self.nulls += numbers.null_count();
-        Ok(numbers)
+        numbers
     }
 
     /// The numbers of the texts, most frequent first; texts of one frequency by name.
     pub(crate) fn by_frequency(&self) -> Vec<u32> {
-        let mut numbers: Vec<u32> = (0..self.names.len()).filter_map(|i| u32::try_from(i).ok()).collect();
-        let key = |number: &u32| (std::cmp::Reverse(self.counts[*number as usize]), &self.names[*number as usize]);
+        self.by_counts(&self.counts)
+    }
+
+    /// The numbers of the texts that have a count, largest count first; texts of one count by name.
+    pub(crate) fn by_counts(&self, counts: &[usize]) -> Vec<u32> {
+        let numbers = (0..self.names.len()).filter(|number| counts[*number] > 0);
+        let mut numbers: Vec<u32> = numbers.filter_map(|number| u32::try_from(number).ok()).collect();
+        let key = |number: &u32| (std::cmp::Reverse(counts[*number as usize]), &self.names[*number as usize]);
         numbers.sort_by(|a, b| key(a).cmp(&key(b)));
         numbers
     }
@@ -172,12 +182,23 @@ pub(crate) struct Column {
     pub(crate) profile: Profile,
 }
 
+/// The columns of a query that are not features.
+#[derive(Debug, Clone)]
+pub(crate) struct Roles {
+    /// A column that is read as text, whatever its type.
+    pub(crate) label: Option<String>,
+    /// The column of [`SplitBy::Group`] or [`SplitBy::Time`] is not one of the columns of the table.
+    pub(crate) split_by: SplitBy,
+}
+
 /// All rows of a query. In its batches, a number column is `Float64` without NaN, a text column the `UInt32` numbers of
-/// its texts.
+/// its texts. Two more columns follow: see [`Table::keys`] and [`Table::groups`].
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) columns: Vec<Column>,
     pub(crate) rows: usize,
+    /// The latest time, with [`SplitBy::Time`].
+    pub(crate) last: f64,
     storage: Storage,
 }
 
@@ -187,45 +208,62 @@ enum Storage {
     File(Spilled),
 }
 
-/// Reads a stream to its end. Columns named in `as_texts` are read as text, whatever their type. Rows stay in memory up to
-/// `budget` bytes.
+/// Reads a stream to its end. Rows stay in memory up to `budget` bytes.
 ///
 /// # Errors
 /// A planning error for a column of an unsupported type, an execution error for values that cannot be trained on.
 pub(crate) async fn read(
     mut stream: SendableRecordBatchStream,
-    as_texts: &[String],
+    roles: &Roles,
     budget: usize,
     disk: Arc<DiskManager>,
 ) -> Result<Table> {
+    let mut splitting = Splitting::new(&stream.schema(), &roles.split_by)?;
     // the texts of all columns may take a quarter of the memory
-    let mut columns = columns(&stream.schema(), as_texts, budget / 4)?;
-    let schema = Arc::new(Schema::new(columns.iter().map(stored_field).collect::<Vec<_>>()));
+    let mut columns = columns(&stream.schema(), roles, splitting.column, budget / 4)?;
+    let mut fields: Vec<Field> = columns.iter().map(stored_field).collect();
+    fields.extend([Field::new("key", DataType::UInt64, false), splitting.field()]);
+    let schema = Arc::new(Schema::new(fields));
     let mut writer = TableWriter { schema, budget, disk, bytes: 0, pending: Vec::new(), file: None };
     let mut rows = 0;
     while let Some(batch) = stream.next().await {
-        let batch = batch?;
+        let mut batch = batch?;
         rows += batch.num_rows();
         if u32::try_from(rows).is_err() {
             return exec_err!("training supports at most {} rows; select fewer rows with LIMIT or WHERE", u32::MAX);
         }
-        let stored = columns.iter_mut().zip(batch.columns()).map(|(column, array)| column.add(array));
-        writer.write(stored.collect::<Result<_>>()?)?;
+        let split = splitting.column.map(|column| batch.remove_column(column));
+        let mut keys = vec![0; batch.num_rows()];
+        let mut stored = Vec::with_capacity(columns.len() + 2);
+        for (column, array) in columns.iter_mut().zip(batch.columns()) {
+            // whether a row has a label, and which, does not change its part
+            let keys = (Some(&column.name) != roles.label.as_ref()).then_some(keys.as_mut_slice());
+            stored.push(column.add(array, keys)?);
+        }
+        let keys: ArrayRef = Arc::new(UInt64Array::from(keys));
+        let groups = match split {
+            Some(split) => splitting.add(&split)?,
+            None => Arc::clone(&keys),
+        };
+        stored.extend([keys, groups]);
+        writer.write(stored)?;
     }
     if rows == 0 {
         return exec_err!("the query returns no rows to train on");
     }
-    columns.iter().filter(|column| !as_texts.contains(&column.name)).try_for_each(Column::check)?;
-    Ok(Table { columns, rows, storage: writer.finish()? })
+    columns.iter().filter(|column| Some(&column.name) != roles.label.as_ref()).try_for_each(Column::check)?;
+    splitting.check()?;
+    Ok(Table { columns, rows, last: splitting.last, storage: writer.finish()? })
 }
 
-/// Columns without rows. `room` is the number of bytes for the texts of all columns.
-fn columns(schema: &Schema, as_texts: &[String], room: usize) -> Result<Vec<Column>> {
+/// Columns without rows, except the column `split`. `room` is the number of bytes for the texts of all columns.
+fn columns(schema: &Schema, roles: &Roles, split: Option<usize>, room: usize) -> Result<Vec<Column>> {
     let kind = |field: &Arc<Field>| match ColumnKind::of(field.data_type()) {
-        Some(_) if as_texts.contains(field.name()) => Some(ColumnKind::Text),
+        Some(_) if Some(field.name()) == roles.label.as_ref() => Some(ColumnKind::Text),
         kind => kind,
     };
-    let n_texts = schema.fields().iter().filter(|field| kind(field) == Some(ColumnKind::Text)).count();
+    let fields = || schema.fields().iter().enumerate().filter(|(i, _)| Some(*i) != split).map(|(_, field)| field);
+    let n_texts = fields().filter(|field| kind(field) == Some(ColumnKind::Text)).count();
     let column = |field: &Arc<Field>| {
         let profile = match kind(field) {
             Some(ColumnKind::Text) => Profile::Texts(Texts::with_room(room / n_texts.max(1))),
@@ -241,7 +279,7 @@ fn columns(schema: &Schema, as_texts: &[String], room: usize) -> Result<Vec<Colu
         };
         Ok(Column { name: field.name().clone(), data_type: field.data_type().clone(), profile })
     };
-    let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
+    let columns = fields().map(column).collect::<Result<Vec<_>>>()?;
     for (i, column) in columns.iter().enumerate() {
         if columns[..i].iter().any(|other| other.name == column.name) {
             return plan_err!("the query returns two columns named \"{}\"; rename one with AS", column.name);
@@ -259,13 +297,21 @@ fn stored_field(column: &Column) -> Field {
 }
 
 impl Column {
-    fn add(&mut self, array: &ArrayRef) -> Result<ArrayRef> {
+    /// Adds the values of some rows to the profile, and to the keys of the rows.
+    fn add(&mut self, array: &ArrayRef, keys: Option<&mut [u64]>) -> Result<ArrayRef> {
         match &mut self.profile {
-            Profile::Texts(texts) => Ok(Arc::new(texts.add(array)?)),
+            Profile::Texts(texts) => {
+                let array = cast(array, &DataType::Utf8View)?;
+                if let Some(keys) = keys {
+                    key::add_texts(keys, &self.name, array.as_string_view());
+                }
+                Ok(Arc::new(texts.add(array.as_string_view())))
+            }
             Profile::Numbers(profile) => {
-                let numbers = to_numbers(array)
-                    .map_err(|e| e.context(format!("column \"{}\" cannot be read as numbers", self.name)))?;
-                let numbers = without_nan(numbers.as_primitive::<Float64Type>());
+                let numbers = numbers(&self.name, array)?;
+                if let Some(keys) = keys {
+                    key::add_numbers(keys, &self.name, &numbers);
+                }
                 profile.add(&numbers);
                 Ok(Arc::new(numbers))
             }
@@ -299,14 +345,6 @@ impl Column {
             _ => Ok(()),
         }
     }
-}
-
-/// Replaces NaN with null.
-fn without_nan(numbers: &Float64Array) -> Float64Array {
-    if !numbers.values().iter().any(|value| value.is_nan()) {
-        return numbers.clone();
-    }
-    numbers.iter().map(|value| value.filter(|value| !value.is_nan())).collect()
 }
 
 /// Collects the rows of a [`Table`].
@@ -345,17 +383,55 @@ impl TableWriter {
     }
 }
 
+/// What decides the part of a row, for each row of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Groups<'a> {
+    /// Rows with the same key stay together.
+    Keys(&'a [u64]),
+    Times(&'a [f64]),
+}
+
 impl Table {
+    /// The keys of the rows of a batch, by the values of their features.
+    pub(crate) fn keys<'a>(&self, batch: &'a RecordBatch) -> &'a [u64] {
+        batch.column(self.columns.len()).as_primitive::<UInt64Type>().values()
+    }
+
+    /// The keys of the groups of rows, or their times.
+    pub(crate) fn groups<'a>(&self, batch: &'a RecordBatch) -> Groups<'a> {
+        let groups = batch.column(self.columns.len() + 1);
+        match groups.as_primitive_opt::<Float64Type>() {
+            Some(times) => Groups::Times(times.values()),
+            None => Groups::Keys(groups.as_primitive::<UInt64Type>().values()),
+        }
+    }
+
+    /// Visits the batches in their order.
+    ///
+    /// # Errors
+    /// Those of `visit`, and an execution error if the file cannot be read back.
+    pub(crate) fn visit(&self, mut visit: impl FnMut(&RecordBatch) -> Result<()>) -> Result<()> {
+        match &self.storage {
+            Storage::Memory(batches) => batches.iter().try_for_each(visit),
+            Storage::File(file) => {
+                for batch in file.open()? {
+                    visit(&batch?)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Hands over the batches in their order, and returns the columns.
     ///
     /// # Errors
     /// Those of `visit`, and an execution error if the file cannot be read back.
-    pub(crate) fn drain(self, mut visit: impl FnMut(RecordBatch) -> Result<()>) -> Result<Vec<Column>> {
-        match self.storage {
-            Storage::Memory(batches) => batches.into_iter().try_for_each(visit)?,
+    pub(crate) fn drain(mut self, mut visit: impl FnMut(&Self, RecordBatch) -> Result<()>) -> Result<Vec<Column>> {
+        match std::mem::replace(&mut self.storage, Storage::Memory(Vec::new())) {
+            Storage::Memory(batches) => batches.into_iter().try_for_each(|batch| visit(&self, batch))?,
             Storage::File(file) => {
                 for batch in file.open()? {
-                    visit(batch?)?;
+                    visit(&self, batch?)?;
                 }
             }
         }
@@ -388,14 +464,8 @@ mod tests {
     #[test]
     fn texts_are_numbered_and_ranked() {
         let mut texts = Texts::with_room(1000);
-        let array: ArrayRef = Arc::new(datafusion::arrow::array::StringArray::from(vec![
-            Some("b"),
-            Some("a"),
-            None,
-            Some("c"),
-            Some("c"),
-        ]));
-        let numbers = texts.add(&array).unwrap();
+        let array = StringViewArray::from(vec![Some("b"), Some("a"), None, Some("c"), Some("c")]);
+        let numbers = texts.add(&array);
         assert_eq!(numbers.iter().collect::<Vec<_>>(), [Some(0), Some(1), None, Some(2), Some(2)]);
         assert_eq!(texts.by_frequency(), [2, 1, 0]);
         assert_eq!(texts.nulls, 1);

@@ -37,7 +37,9 @@
 //! | --- | --- |
 //! | `trainer` | the statement, from its options to the file |
 //! | `config`, `defaults`, `warm_start` | options, their defaults, and those of a model to start from |
-//! | `ingest`, `design`, `split`, `dataset`, `spill` | rows, their scales, the three parts, memory and temporary files |
+//! | `ingest`, `values`, `key`, `splitting` | rows of the query, and the hashes of their values |
+//! | `rule`, `deal`, `labels`, `split` | the three parts, and the classes of a classifier |
+//! | `design`, `dataset`, `spill` | scales, memory and temporary files |
 //! | `recipe` | the kinds of training: all layers together, layer by layer, linear, with a classifier |
 //! | `fit`, `step`, `evaluate`, `optimizer` | epochs, batches, losses |
 //! | `network`, `gradient`, `loss`, `activation`, `noise`, `gemm`, `pca` | the arithmetic |
@@ -47,6 +49,7 @@
 mod activation;
 mod config;
 mod dataset;
+mod deal;
 mod defaults;
 mod design;
 mod evaluate;
@@ -56,6 +59,8 @@ mod fit;
 mod gemm;
 mod gradient;
 mod ingest;
+mod key;
+mod labels;
 mod loss;
 mod network;
 mod noise;
@@ -65,13 +70,16 @@ mod pca;
 mod recipe;
 #[cfg(test)]
 mod reference_tests;
+mod rule;
 mod session;
 mod spill;
 mod split;
+mod splitting;
 mod step;
 mod summary;
 mod trainer;
 mod validate;
+mod values;
 mod warm_start;
 mod watch;
 

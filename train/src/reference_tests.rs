@@ -13,15 +13,17 @@ use serde::Deserialize;
 use strum::VariantNames;
 
 use crate::activation::Activation;
-use crate::config::Scaling;
+use crate::config::{Scaling, SplitBy};
 use crate::dataset::{Dataset, DatasetWriter};
+use crate::deal::Deal;
 use crate::design::Design;
 use crate::fit::{EarlyStopping, FitContext, FitOptions, Schedule, fit, generator};
 use crate::gradient::{Loss, Objective, Pass, Rows};
-use crate::ingest;
+use crate::ingest::{self, Roles};
 use crate::network::{Layer, Network};
 use crate::noise::{Extremes, Noise, NoiseKind};
 use crate::optimizer::OptimizerKind;
+use crate::rule::Rule;
 use crate::step::Fitting;
 use crate::watch::Unwatched;
 
@@ -287,18 +289,20 @@ fn columns_are_scaled_as_numpy_scales_them() {
     let names = ["a", "b", "c", "d"];
     let array = |column: &Vec<Option<f64>>| -> ArrayRef { Arc::new(Float64Array::from(column.clone())) };
     let batch = RecordBatch::try_from_iter(names.into_iter().zip(columns.iter().map(array))).unwrap();
+    let roles = Roles { label: None, split_by: SplitBy::Row };
     let read = || {
         let stream = futures::stream::iter([Ok(batch.clone())]);
         let stream = Box::pin(RecordBatchStreamAdapter::new(batch.schema(), stream));
         let disk = Arc::new(DiskManager::builder().build().unwrap());
-        futures::executor::block_on(ingest::read(stream, &[], 1 << 20, disk)).unwrap()
+        futures::executor::block_on(ingest::read(stream, &roles, 1 << 20, disk)).unwrap()
     };
     for (scaling, expected) in [(Scaling::Standard, standard), (Scaling::Common, common)] {
         let table = read();
-        let design = Design::of(&table, &[0, 1, 2, 3], 10, scaling).unwrap();
+        let deal = Deal::of(&table, Rule::new(0, SplitBy::Row, 0.0, 0.0), None, 1).unwrap();
+        let design = Design::of(&table, &deal.seen, &[0, 1, 2, 3], 10, scaling).unwrap();
         let mut scaled = Vec::new();
         table
-            .drain(|batch| {
+            .drain(|_, batch| {
                 design.encode(&batch, &[0, 1, 2, 3], &mut scaled);
                 Ok(())
             })

@@ -71,6 +71,9 @@ pub(crate) fn summary(
     if let Some(calibration) = calibration {
         let contamination = recipe.config.contamination;
         summary.push(("smallest_p_value", json!(calibration.smallest_p_value())));
+        if finished.rule.may_have_trained && finished.calibration.is_none() {
+            summary.push(("calibration_may_have_trained", json!(true)));
+        }
         if let Some(threshold) = calibration.threshold(contamination) {
             summary.push(("threshold", json!(threshold)));
         }

@@ -20,14 +20,17 @@ use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
-use crate::config::{Config, FineTune, OF_THE_BASE, OnInterrupt};
+use crate::config::{Config, FineTune, OF_THE_BASE, OnInterrupt, SplitBy};
+use crate::deal::Deal;
 use crate::defaults;
 use crate::design::Design;
 use crate::finish::{Finished, statistics};
 use crate::fit::FitContext;
-use crate::ingest::{self, Table};
+use crate::ingest::{self, Roles, Table};
+use crate::labels::Labels;
 use crate::recipe::{Recipe, Trained, classifier, together};
-use crate::split::{Labels, Sizes, split};
+use crate::rule::Rule;
+use crate::split::{Memory, split};
 use crate::warm_start::{self, Base};
 use crate::watch::{StoppableWatch, Watch};
 
@@ -62,14 +65,21 @@ impl Trainer for SqlTrainer {
         let config = Config::of(options)?;
         let base = Base::find(&models, &job.name, &config, &settings).await?;
         let disk = Arc::clone(&session.runtime_env().disk_manager);
-        let texts: Vec<String> = config.classifier.iter().map(|classifier| classifier.label.clone()).collect();
-        let table = ingest::read(in_order(job.rows).await?, &texts, settings.train_memory, Arc::clone(&disk)).await?;
+        let option = if config.warm_start { "warm_start" } else { "base_model" };
+        let mut rule = Rule::of(&config, base.as_ref().and_then(|base| base.rule.as_ref()), option)?;
+        rule.may_have_trained |= base.as_ref().is_some_and(|base| base.rule.is_none());
+        let roles = Roles {
+            label: config.classifier.as_ref().map(|classifier| classifier.label.clone()),
+            split_by: rule.by.clone(),
+        };
+        let table = ingest::read(in_order(job.rows).await?, &roles, settings.train_memory, Arc::clone(&disk)).await?;
         self.watch.keep_on_interrupt(config.on_interrupt == OnInterrupt::Keep);
         let (watch, _stop) = StoppableWatch::new(Arc::clone(&self.watch));
         let training = Training {
             name: job.name,
             config,
             base,
+            rule,
             disk,
             memory: settings.train_memory,
             limits: settings.limits(),
@@ -105,6 +115,7 @@ struct Training {
     name: ModelName,
     config: Config,
     base: Option<Base>,
+    rule: Rule,
     disk: Arc<DiskManager>,
     memory: usize,
     limits: Limits,
@@ -127,6 +138,8 @@ impl Training {
             Some(classifier) => Some(Labels::of(&table, &classifier.label)?),
             None => None,
         };
+        let memory = Memory::of(self.memory, &table);
+        let deal = Deal::of(&table, self.rule.clone(), labels.as_ref(), memory.calibration_rows)?;
         let mut columns: Vec<usize> =
             (0..table.columns.len()).filter(|i| labels.as_ref().is_none_or(|labels| labels.column != *i)).collect();
         let design = match &self.base {
@@ -135,15 +148,14 @@ impl Training {
                 columns = order;
                 design
             }
-            None => Design::of(&table, &columns, self.config.max_categories, self.config.scaling)?,
+            None => Design::of(&table, &deal.seen, &columns, self.config.max_categories, self.config.scaling)?,
         };
         if let (Some(base), Some(labels), true) = (&self.base, &labels, self.config.warm_start) {
             base.check_classes(&labels.classes)?;
         }
         let statistics = statistics(&table, &columns);
-        let sizes = Sizes::of(&table, &self.config, self.memory);
-        self.settle(sizes.train);
-        let parts = split(table, &design, &columns, labels.as_ref(), &sizes, self.memory, &self.disk)?;
+        self.settle(&deal);
+        let parts = split(table, &deal, &design, &columns, labels.as_ref(), &memory, &self.disk)?;
         let context = FitContext {
             train: &parts.train,
             held_out: &parts.held_out,
@@ -158,8 +170,10 @@ impl Training {
         // the autoencoder of the base did not change: neither did its errors, nor their calibration
         let is_unchanged = self.config.classifier.as_ref().is_some_and(|options| options.fine_tune == FineTune::Head);
         let calibrated = self.base.as_ref().filter(|_| is_unchanged);
+        let calibration = calibrated.and_then(|base| base.calibration(self.config.error_metric));
         let finished = Finished {
-            calibration: calibrated.and_then(|base| base.calibration(self.config.error_metric)),
+            calibration,
+            rule: &deal.rule,
             recipe,
             design: &design,
             columns: &columns,
@@ -171,11 +185,17 @@ impl Training {
         finished.file(&self.name, &self.limits)
     }
 
-    /// Sets the options that depend on the number of training rows or on the base model.
-    fn settle(&mut self, rows: usize) {
-        let config = &mut self.config;
+    /// Sets the options that depend on the training rows or on the base model.
+    fn settle(&mut self, deal: &Deal) {
+        let (config, rows) = (&mut self.config, deal.train);
+        config.recorded.insert("calibration_share".to_owned(), deal.rule.calibration.into());
         config.fit.batch_size = config.batch_size.unwrap_or_else(|| defaults::batch_size(rows));
         config.fit.max_iterations = config.max_iterations.unwrap_or_else(|| config.purpose.epochs(rows));
+        match &deal.rule.by {
+            SplitBy::Row => None,
+            SplitBy::Group(column) => config.recorded.insert("split_by".to_owned(), column.as_str().into()),
+            SplitBy::Time(column) => config.recorded.insert("split_by_time".to_owned(), column.as_str().into()),
+        };
         config.recorded.insert("batch_size".to_owned(), config.fit.batch_size.into());
         config.recorded.insert("max_iterations".to_owned(), config.fit.max_iterations.into());
         if let Some(base) = &self.base {

@@ -21,6 +21,7 @@ use crate::design::{Design, Encoding, Feature};
 use crate::export::{Networks, parameters};
 use crate::ingest::{Profile, Table};
 use crate::network::{Layer, Network};
+use crate::rule::Rule;
 
 /// Widest layer that is read from a file.
 const WIDEST: usize = 1 << 20;
@@ -34,6 +35,9 @@ pub(crate) struct Stored {
     decoder: Vec<StoredLayer>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     head: Option<Vec<StoredLayer>>,
+    /// How the rows were split. Files of earlier versions do not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rule: Option<Rule>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -51,7 +55,7 @@ struct StoredLayer {
 }
 
 impl Stored {
-    pub(crate) fn of(design: &Design, networks: &Networks) -> Self {
+    pub(crate) fn of(design: &Design, networks: &Networks, rule: &Rule) -> Self {
         let scale = |feature: &Feature| match feature.encoding {
             Encoding::Number { mean, deviation, is_double } => Some(StoredScale { mean, deviation, is_double }),
             Encoding::Category { .. } => None,
@@ -67,14 +71,23 @@ impl Stored {
             encoder: layers(&networks.encoder),
             decoder: layers(&networks.decoder),
             head: networks.head.as_ref().map(layers),
+            rule: Some(rule.clone()),
         }
     }
 }
 
-/// Options that a warm start does not inherit. They belong to the network, name the model to start from, or depend on the
-/// number of rows.
-const NOT_INHERITED: [&str; 6] =
-    ["model_type", "base_model", "head_units", "warm_start", "batch_size", "max_iterations"];
+/// Options that a warm start does not inherit. They belong to the network or to the split of the rows, name the model to
+/// start from, or depend on the number of rows.
+const NOT_INHERITED: [&str; 8] = [
+    "model_type",
+    "base_model",
+    "head_units",
+    "warm_start",
+    "batch_size",
+    "max_iterations",
+    "split_by",
+    "split_by_time",
+];
 
 /// With `warm_start`, inherits the options that are not given from the newest version of the model.
 ///
@@ -133,6 +146,8 @@ pub(crate) struct Base {
     features: Vec<FileFeature>,
     scales: Vec<Option<StoredScale>>,
     pub(crate) networks: Networks,
+    /// How the rows of the model were split; none if an earlier version trained it.
+    pub(crate) rule: Option<Rule>,
 }
 
 impl Base {
@@ -239,7 +254,7 @@ impl Base {
         {
             return plan_err!("model {model}: the widths of its encoder, decoder and scales do not match");
         }
-        Ok(Self { model: Arc::clone(model), features, scales: stored.scales, networks })
+        Ok(Self { model: Arc::clone(model), features, scales: stored.scales, networks, rule: stored.rule })
     }
 
     /// The widths of the hidden layers.
