@@ -10,6 +10,7 @@ mod external;
 mod functions;
 mod large;
 mod merge;
+mod passage;
 mod read;
 
 pub(crate) use cut::{Cut, cut, decoder_entry};

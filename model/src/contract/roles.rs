@@ -257,15 +257,15 @@ impl Search<'_> {
     /// The narrowest activation on every path from the features to `decoded`.
     fn narrowest(&self, decoded: Option<&TensorSpec>) -> Result<Option<Found>> {
         let Some(decoded) = decoded else { return Ok(None) };
-        let mut passed: Vec<&TensorSpec> = computed_tensors(self.graph)
+        let is_feature = |name: &str| self.is_feature(name);
+        let passed = self.flow.passages(&decoded.name, &is_feature).into_iter();
+        let mut passed: Vec<&TensorSpec> = passed
             .filter_map(|name| self.probed.tensors.get(name))
             .filter(|tensor| tensor.element.is_float() && tensor.width() < self.features)
-            .filter(|tensor| self.is_passed(tensor, decoded))
             .collect();
         let Some(width) = passed.iter().map(|tensor| tensor.width()).min() else { return Ok(None) };
+        // all lie on one path: each is computed from the tensor before it
         passed.retain(|tensor| tensor.width() == width);
-        // All lie on one path: each is computed from the tensor before it.
-        passed.sort_by_key(|tensor| self.flow.reached(&[&tensor.name], &[]).nodes.len());
         let mixes = |pair: &[&TensorSpec]| {
             let nodes = self.flow.reached(&[&pair[1].name], &[&pair[0].name]).nodes;
             nodes.iter().any(|index| MIXING.contains(&self.graph.node[*index].op_type()))
@@ -279,15 +279,6 @@ impl Search<'_> {
             return Ok(Some(Found::none(random(tensor, operator))));
         }
         Ok(passed.last().map(|tensor| Found::Tensor((*tensor).clone())))
-    }
-
-    /// Whether `decoded` depends on the values of the features through `tensor` alone.
-    fn is_passed(&self, tensor: &TensorSpec, decoded: &TensorSpec) -> bool {
-        let reached = self.flow.reached(&[&decoded.name], &[&tensor.name]);
-        tensor.name != decoded.name
-            && !reached.nodes.is_empty()
-            && !self.has_feature(&reached.leaves)
-            && self.depends_on_features(&tensor.name)
     }
 
     fn depends_on_features(&self, name: &str) -> bool {

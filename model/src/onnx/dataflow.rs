@@ -133,6 +133,21 @@ impl<'a> Dataflow<'a> {
         self.producer.get(name).map(|index| &self.graph.node[*index])
     }
 
+    /// The index of the node that computes a tensor; none for inputs and weights.
+    pub(super) fn producer_index(&self, name: &str) -> Option<usize> {
+        self.producer.get(name).copied()
+    }
+
+    /// A node by its index.
+    pub(super) fn node(&self, index: usize) -> &'a NodeProto {
+        &self.graph.node[index]
+    }
+
+    /// Whether a node is an operator of ONNX, in a version that [`needs`] knows.
+    pub(super) fn is_known(&self, index: usize) -> bool {
+        self.known[index]
+    }
+
     /// The nodes that compute `outputs` from the tensors `given`, by index, and their inputs and weights.
     pub(crate) fn needed(&self, outputs: &[&str], given: &[&str]) -> (Vec<usize>, HashSet<&'a str>) {
         let mut nodes = HashSet::new();
