@@ -6,11 +6,11 @@ use super::dependence::Need;
 use super::{Dataflow, dependence};
 
 impl<'a> Dataflow<'a> {
-    /// The tensors through which all values pass on their way from the inputs that `is_start` accepts to `output`, in
-    /// the order of the way; without inputs and `output`.
+    /// The tensors through which all values pass on their way from the inputs to `output`, in the order of the way.
     ///
-    /// In an order of the nodes in which each comes after those that it reads, such a tensor is the only one that is
-    /// computed before some place and read after it.
+    /// `is_start` says which tensors are inputs. These and `output` are left out. The nodes are sorted first: each comes
+    /// after those from which it reads. A tensor on all paths is then alone at some place: no other one is computed
+    /// before it and read after it.
     pub(crate) fn passages(&self, output: &str, is_start: &dyn Fn(&str) -> bool) -> Vec<&'a str> {
         // place of the producer, and of the last reader, of each tensor on the way
         let mut spans: HashMap<&'a str, (usize, usize)> = HashMap::new();

@@ -13,8 +13,8 @@ use super::{DynInput, Input, Purpose, Session, external, loaded, value};
 use crate::onnx::LargeTensors;
 use crate::onnx::proto::ModelProto;
 
-/// The large weights of a model, one copy for all sessions of all its parts: as the file stores them, and as the kernels
-/// pack them.
+/// The large weights of a model, as the file stores them and as the kernels pack them. All sessions of all its parts share
+/// one copy.
 #[derive(Debug)]
 pub(crate) struct Weights {
     values: Vec<(CString, Value)>,
