@@ -17,6 +17,7 @@ use datafusion_common::plan_err;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::extremes;
 use crate::metadata::Metadata;
 use crate::model::Model;
 use crate::name::ModelName;
@@ -152,7 +153,13 @@ pub fn serve() -> io::Result<()> {
     let registration = Registration { name, version: head.version, source, options: head.options, limits: head.limits };
     let limit = registration.limits.registration;
     let (done, wait) = mpsc::channel();
-    let work = move || drop(done.send(registration.run().map(|model| model.file().bytes())));
+    let work = move || {
+        let registered = registration.run().map(|model| {
+            extremes::run(&model);
+            model.file().bytes()
+        });
+        drop(done.send(registered));
+    };
     let thread = thread::Builder::new().stack_size(CHILD_STACK).spawn(work)?;
     // the parent ends this process after the same time, unless it has gone itself
     let result = match wait.recv_timeout(limit) {

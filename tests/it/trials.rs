@@ -16,11 +16,13 @@ use prost::Message;
 
 crate::harness::tests! {
     fn a_crash_of_onnx_runtime_is_an_error,
+    fn a_crash_over_extreme_numbers_is_an_error,
     fn a_file_that_takes_all_memory_is_refused,
     fn a_slow_file_is_refused_after_the_time_of_the_setting,
     fn the_child_gives_the_errors_and_files_of_the_process_itself,
 }
 
+const FLOAT: i32 = 1;
 const INT32: i32 = 6;
 const INT64: i32 = 7;
 const BOOL: i32 = 9;
@@ -48,11 +50,11 @@ fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
     }
 }
 
-fn cast(from: &str, to: &str) -> NodeProto {
+fn cast(from: &str, to: &str, element: i32) -> NodeProto {
     let attribute = AttributeProto {
         name: Some("to".to_owned()),
         r#type: Some(AttributeType::Int.into()),
-        i: Some(1),
+        i: Some(element.into()),
         ..Default::default()
     };
     NodeProto { attribute: vec![attribute], ..node("Cast", &[from], to) }
@@ -97,12 +99,22 @@ fn a_crash_of_onnx_runtime_is_an_error() {
     // ONNX Runtime computes it while it loads the graph; the processor cannot
     let least = number("least", INT32, &[1], &i32::MIN.to_le_bytes());
     let minus_one = number("minus_one", INT32, &[1], &(-1_i32).to_le_bytes());
-    let nodes = vec![node("Div", &["least", "minus_one"], "whole"), cast("whole", "number")];
+    let nodes = vec![node("Div", &["least", "minus_one"], "whole"), cast("whole", "number", FLOAT)];
     let (code, out, err) = run(&with(nodes, vec![least, minus_one]), &[], "", &[]);
     assert_eq!(code, Some(1), "{err}");
     assert_eq!(out, "");
     assert!(err.starts_with("planning error: CREATE MODEL m: '"), "{err}");
     assert!(err.contains("m.onnx': the file ended the process that tried it: ONNX Runtime crashed (SIG"), "{err}");
+}
+
+fn a_crash_over_extreme_numbers_is_an_error() {
+    // the remainder by -1: the processor cannot compute it for the smallest integer, whatever the other rows are
+    let minus_one = number("minus_one", INT32, &[1], &(-1_i32).to_le_bytes());
+    let nodes =
+        vec![cast("x", "whole", INT32), node("Mod", &["whole", "minus_one"], "rest"), cast("rest", "number", FLOAT)];
+    let (code, _, err) = run(&with(nodes, vec![minus_one]), &[], "", &[]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("ONNX Runtime crashed (SIGFPE)"), "{err}");
 }
 
 fn a_file_that_takes_all_memory_is_refused() {
@@ -120,8 +132,12 @@ fn a_file_that_takes_all_memory_is_refused() {
 fn a_slow_file_is_refused_after_the_time_of_the_setting() {
     // 10^12 rounds take hours
     let end = number("end", INT64, &[], &1_000_000_000_000_i64.to_le_bytes());
-    let (code, _, err) =
-        run(&with(vec![endless(), cast("count", "number")], vec![end]), &["SET ae.registration_seconds = 2"], "", &[]);
+    let (code, _, err) = run(
+        &with(vec![endless(), cast("count", "number", FLOAT)], vec![end]),
+        &["SET ae.registration_seconds = 2"],
+        "",
+        &[],
+    );
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("its test runs took longer than 2 s and were stopped"), "{err}");
 }

@@ -7,6 +7,7 @@ use crate::contract::{Contract, TensorSpec, Values};
 use crate::numbers::f64_from_usize;
 use crate::onnx::constants::Constants;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto};
+use crate::random::Random;
 
 /// How much larger the rows are that stand beside the compared rows.
 const OTHER_SCALE: f64 = 100.0;
@@ -41,7 +42,7 @@ pub(super) fn samples(model: &ModelProto, contract: &Contract, compared: usize, 
     let is_plain = scales.iter().all(|scale| *scale == Scale::default());
     let draws = draws.into_iter().filter(|draw| *draw != Draw::Plain || !is_plain);
     let draws = draws.chain(compared_with(graph).into_iter().map(Draw::Around));
-    let mut random = Random(0);
+    let mut random = Random::new(0);
     let mut sample = |draw: Draw| {
         let mut first = 0;
         let mut values = Vec::with_capacity(contract.inputs.len());
@@ -62,7 +63,7 @@ pub(super) fn samples(model: &ModelProto, contract: &Contract, compared: usize, 
 
 /// A sample of codes: those of the compared rows, and larger ones after them.
 pub(super) fn of_codes(entry: &TensorSpec, codes: &[f64], others: usize) -> Option<Values> {
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     let larger = (0..others * entry.width()).map(|_| random.normal() * OTHER_SCALE);
     Values::of_numbers(entry.element, &codes.iter().copied().chain(larger).collect::<Vec<_>>())
 }
@@ -213,32 +214,4 @@ fn normalised(
         _ => return None,
     };
     Some((range, after))
-}
-
-/// Random numbers (SplitMix64: Steele, Lea and Flood, OOPSLA 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        let n = u64::try_from(n.max(1)).unwrap_or(u64::MAX);
-        crate::numbers::to_usize(self.next() % n)
-    }
-
-    /// From 0 to 1.
-    fn unit(&mut self) -> f64 {
-        f64::from(u32::try_from(self.next() >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
-    }
-
-    /// Nearly a normal number: a sum of uniform ones.
-    fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
-    }
 }

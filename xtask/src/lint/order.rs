@@ -10,6 +10,7 @@ const ORDERS: [(&str, &[&str]); 2] = [
         "model/src/",
         &[
             "numbers",
+            "random",
             "suggest",
             "choice",
             "columns",
@@ -28,6 +29,7 @@ const ORDERS: [(&str, &[&str]); 2] = [
             "model",
             "score",
             "registration",
+            "extremes",
             "child",
             "trial",
         ],
