@@ -1,6 +1,8 @@
 //! The contract of a model file. Loading checks it, SQL types follow from it, and exporters write it.
 
+mod names;
 mod probe;
+mod reconstructed;
 mod roles;
 mod values;
 
@@ -114,6 +116,8 @@ pub struct Contract {
     pub contamination: Option<f64>,
     /// The feature of each column that the error compares.
     pub error_features: Option<Vec<usize>>,
+    /// The feature of each column of the reconstruction. A condition, a mask or an unused input has no column.
+    pub reconstructed: Vec<usize>,
     /// Width of the widest tensor of the graph; block sizes follow from it.
     pub widest: usize,
     code: Found,
@@ -138,6 +142,7 @@ impl Contract {
         self.error_metric == other.error_metric
             && self.row_mode == other.row_mode
             && self.null_policy == other.null_policy
+            && self.reconstructed == other.reconstructed
             && roles.into_iter().all(|role| name(self, role) == name(other, role))
     }
 
@@ -147,13 +152,14 @@ impl Contract {
     /// A planning error if a tensor is missing or ambiguous; it names the option to set.
     pub(crate) fn discover(model: &ModelProto, metadata: &Metadata, weights: &Arc<Weights>) -> Result<Self> {
         let probed = probe::probe(model, metadata, weights)?;
-        let roles = roles::find(model, metadata, &probed)?;
         let features = features(metadata, &probed.inputs)?;
-        let error_width = match (&roles.scaled, &roles.scaled_reconstruction) {
-            (Found::Tensor(scaled), Found::Tensor(_)) => scaled.width(),
-            _ => features.len(),
+        let roles = roles::find(model, metadata, &probed, &features)?;
+        let has_all = roles.reconstructed.iter().copied().eq(0..features.len());
+        let error_features = match (&roles.scaled, &roles.scaled_reconstruction) {
+            (Found::Tensor(scaled), Found::Tensor(_)) => error_features(metadata, &features, scaled.width())?,
+            _ if has_all => error_features(metadata, &features, features.len())?,
+            _ => Some(roles.reconstructed.clone()),
         };
-        let error_features = error_features(metadata, &features, error_width)?;
         let row_mode = metadata.rows.unwrap_or_default();
         let fixed_rows = match (row_mode, probed.fixed_rows) {
             (RowMode::Alone, None) => Some(1),
@@ -171,6 +177,7 @@ impl Contract {
             null_policy: metadata.null_policy.unwrap_or_default(),
             contamination: metadata.contamination,
             error_features,
+            reconstructed: roles.reconstructed,
             widest: probed.widest(),
             inputs: probed.inputs,
             code: roles.code,
@@ -209,6 +216,47 @@ impl Contract {
         if let (Some(why), Found::Tensor(_)) = (missing, &self.decoder_entry) {
             self.decoder_entry = Found::none(why);
         }
+    }
+
+    /// Leaves out the roles that the metadata of a stored file do not name. Their rows were not checked: an older version
+    /// did not find them.
+    pub(crate) fn keep_checked(&mut self, metadata: &Metadata) {
+        let is_stored =
+            metadata.features.is_some() && metadata.error_metric.is_some() && metadata.null_policy.is_some();
+        let is_new = |role: &Role| is_stored && self.tensor(*role).is_some() && !metadata.tensors.contains_key(role);
+        let reason = |role: Role| {
+            let why = "the model was stored by a version of aefusion that did not find it; create the model again from \
+                       its file";
+            (role.name().to_owned(), why.to_owned())
+        };
+        let reasons = Role::ALL.into_iter().filter(is_new).map(reason).collect();
+        self.leave_out(&reasons);
+    }
+
+    /// Outputs that are named after an input each, in the order of the inputs.
+    ///
+    /// # Errors
+    /// A planning error if the inputs do not fit an autoencoder.
+    pub(crate) fn heads(model: &ModelProto, metadata: &Metadata) -> Result<Vec<String>> {
+        let (inputs, _) = probe::inputs(model, metadata)?;
+        let outputs: Vec<&str> =
+            model.graph.iter().flat_map(|graph| graph.output.iter().map(|output| output.name())).collect();
+        Ok(reconstructed::heads(&outputs, &inputs))
+    }
+
+    /// The features of tensors that are named after an input each, in the order of the tensors; none if one is not.
+    ///
+    /// # Errors
+    /// A planning error if the inputs do not fit an autoencoder, or the metadata do not fit the inputs.
+    pub(crate) fn features_of_heads(
+        model: &ModelProto,
+        metadata: &Metadata,
+        heads: &[String],
+    ) -> Result<Option<Vec<String>>> {
+        let (inputs, _) = probe::inputs(model, metadata)?;
+        let features = features(metadata, &inputs)?;
+        let places = reconstructed::inputs_of_heads(heads, &inputs);
+        Ok(places.map(|places| places.into_iter().map(|place| features[place].name.clone()).collect()))
     }
 
     /// The number of features of a graph, without a test run.
@@ -274,7 +322,9 @@ impl Contract {
         if let (Some(scaled), Some(reconstruction)) = (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
             return Ok((Some(scaled), reconstruction));
         }
-        if self.inputs.iter().any(|input| input.element == Element::String) {
+        let elements: Vec<Element> =
+            self.inputs.iter().flat_map(|input| std::iter::repeat_n(input.element, input.width())).collect();
+        if self.reconstructed.iter().any(|feature| elements.get(*feature) == Some(&Element::String)) {
             return Err(no_tensor(
                 "scaled pair, which the error of a model with string inputs needs",
                 "no outputs were found; set the options scaled and scaled_reconstruction",
@@ -302,7 +352,7 @@ impl Contract {
     pub fn error_width(&self) -> usize {
         match (self.scaled.tensor(), self.scaled_reconstruction.tensor()) {
             (Some(scaled), Some(_)) => scaled.width(),
-            _ => self.features.len(),
+            _ => self.reconstructed.len(),
         }
     }
 }

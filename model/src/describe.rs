@@ -1,5 +1,7 @@
 //! Files with their contract in their metadata, as the store keeps them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
@@ -10,8 +12,9 @@ use crate::file::{ModelFile, declared_width};
 use crate::independence::mixed_roles;
 use crate::metadata::{Metadata, Role};
 use crate::onnx::proto::ModelProto;
-use crate::onnx::{DECODER_PREFIX, LargeTensors, Limits, computed_tensors, encode, merge, parse};
+use crate::onnx::{DECODER_PREFIX, LargeTensors, Limits, computed_tensors, encode, join, merge, parse};
 use crate::runtime::{Purpose, Weights};
+use crate::suggest;
 
 /// A copy of a file with its contract and the `options` in its metadata.
 ///
@@ -41,7 +44,8 @@ pub(crate) fn describe_pair(encoder: &Bytes, decoder: &Bytes, mut options: Metad
     let merged = merge(&encoder, &decoder, &code)?;
     // the merge renamed the tensors of the decoder; options have the names of the decoder file
     let names: Vec<&str> = merged.graph.iter().flat_map(computed_tensors).collect();
-    for (role, name) in options.tensors.iter_mut().filter(|(role, _)| **role != Role::Code) {
+    let heads = options.heads.iter_mut().flat_map(|(role, heads)| heads.iter_mut().map(move |head| (role, head)));
+    for (role, name) in options.tensors.iter_mut().chain(heads).filter(|(role, _)| **role != Role::Code) {
         let renamed = format!("{DECODER_PREFIX}{name}");
         let is_decoded = matches!(role, Role::Reconstruction | Role::ScaledReconstruction);
         if names.contains(&renamed.as_str()) && (is_decoded || !names.contains(&name.as_str())) {
@@ -76,13 +80,16 @@ fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     // functions run parts of the graph; a file that is wrong elsewhere is refused too
     let weights = Weights::of(LargeTensors::take(&mut graph))?;
     weights.part(graph.clone()).load(Purpose::Probe)?;
-    let chosen = options.tensors.clone();
+    let mut chosen = options.tensors.clone();
+    chosen.extend(options.heads.iter().map(|(role, heads)| (*role, heads.join("', '"))));
+    let is_calibration_given = options.calibration.is_some();
     let own = Metadata::read(&graph)?;
-    let was_calibrated = own.calibration.is_some() && options.calibration.is_none();
+    let mut metadata = options.or(own.clone());
+    join_heads(&mut graph, &mut metadata)?;
+    let was_calibrated = own.calibration.is_some() && !is_calibration_given;
     let old = if was_calibrated { Contract::discover(&graph, &own, &weights).ok() } else { None };
-    let mut metadata = options.or(own);
     metadata.mixed_rows.clear();
-    let mut contract = Contract::discover(&graph, &metadata, &weights)?;
+    let mut contract = discover(&mut graph, &mut metadata, &weights)?;
     metadata.mixed_rows = mixed_roles(&graph, &contract, &weights)?;
     for (role, tensor) in chosen {
         if let Some(why) = metadata.mixed_rows.get(role.name()) {
@@ -97,6 +104,14 @@ fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     if was_calibrated && !old.is_some_and(|old| old.measures_as(&contract)) {
         metadata.calibration = None;
     }
+    let has_all = contract.reconstructed.iter().copied().eq(0..contract.features.len());
+    let name = |feature: &usize| contract.features.get(*feature).map(|feature| feature.name.clone());
+    metadata.reconstruction_features = match contract.tensor(Role::Reconstruction) {
+        Some(_) if !has_all || metadata.reconstruction_features.is_some() => {
+            contract.reconstructed.iter().map(name).collect()
+        }
+        _ => None,
+    };
     for role in Role::ALL {
         if let Some(tensor) = contract.tensor(role) {
             metadata.tensors.insert(role, tensor.name.clone());
@@ -112,4 +127,57 @@ fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     metadata.null_policy = Some(contract.null_policy);
     metadata.write(&mut graph)?;
     Ok(encode(&graph))
+}
+
+/// The contract of a graph. If no output reconstructs features, but several outputs are named after an input each, as
+/// `amount_hat` and `age_hat`, these are joined.
+fn discover(graph: &mut ModelProto, metadata: &mut Metadata, weights: &Arc<Weights>) -> Result<Contract> {
+    let found = Contract::discover(graph, metadata, weights);
+    let roles = [Role::Reconstruction, Role::ScaledReconstruction];
+    let is_decoded = |contract: &Contract| roles.into_iter().any(|role| contract.tensor(role).is_some());
+    if found.as_ref().is_ok_and(is_decoded) || roles.iter().any(|role| metadata.tensors.contains_key(role)) {
+        return found;
+    }
+    let heads = Contract::heads(graph, metadata)?;
+    if heads.len() < 2 {
+        return found;
+    }
+    let (mut joined, mut options) = (graph.clone(), metadata.clone());
+    options.heads.insert(Role::Reconstruction, heads);
+    join_heads(&mut joined, &mut options)?;
+    match Contract::discover(&joined, &options, weights) {
+        Ok(contract) => {
+            (*graph, *metadata) = (joined, options);
+            Ok(contract)
+        }
+        Err(_) => found,
+    }
+}
+
+/// Joins tensors that have a role together.
+fn join_heads(graph: &mut ModelProto, metadata: &mut Metadata) -> Result<()> {
+    let mut heads = std::mem::take(&mut metadata.heads);
+    if let Some(names) = heads.get(&Role::Reconstruction)
+        && metadata.reconstruction_features.is_none()
+    {
+        metadata.reconstruction_features = Contract::features_of_heads(graph, metadata, names)?;
+    }
+    for (role, tensors) in heads.drain() {
+        let inputs = graph.graph.iter().flat_map(|graph| graph.input.iter().map(|input| input.name()));
+        let mut known: Vec<&str> = graph.graph.iter().flat_map(computed_tensors).collect();
+        known.extend(inputs.filter(|_| role == Role::Scaled));
+        if let Some(tensor) = tensors.iter().find(|tensor| !known.contains(&tensor.as_str())) {
+            return plan_err!(
+                "{role} names \"{tensor}\", and no operator of the graph computes it{}",
+                suggest::hint(tensor, known)
+            );
+        }
+        let joined = match tensors.as_slice() {
+            [] => return plan_err!("{role} names no tensor"),
+            [only] => only.clone(),
+            _ => join(graph, &tensors, role.name()),
+        };
+        metadata.tensors.insert(role, joined);
+    }
+    Ok(())
 }

@@ -194,10 +194,14 @@ pub struct Metadata {
     pub features: Option<Vec<Feature>>,
     /// Tensor names by role.
     pub tensors: HashMap<Role, String>,
+    /// Tensors that have a role together, in this order. Only options have them: the stored file joins them to one.
+    pub heads: HashMap<Role, Vec<String>>,
     /// Width of the code, if the graph does not declare it.
     pub code_width: Option<usize>,
     /// For each column of the scaled space, the name of its feature.
     pub scaled_features: Option<Vec<String>>,
+    /// For each column of the reconstruction, the name of its feature, if it does not have all in their order.
+    pub reconstruction_features: Option<Vec<String>>,
     /// See [`ErrorMetric`].
     pub error_metric: Option<ErrorMetric>,
     /// See [`NullPolicy`].
@@ -279,6 +283,7 @@ impl Metadata {
             }
             "code_width" => self.code_width = Some(json(value)?),
             "scaled_features" => self.scaled_features = Some(json(value)?),
+            "reconstruction_features" => self.reconstruction_features = Some(json(value)?),
             "error_metric" => self.error_metric = Some(ErrorMetric::parse("error_metric", value)?),
             "null_policy" => self.null_policy = Some(NullPolicy::parse("null_policy", value)?),
             "rows" => self.rows = Some(RowMode::parse("rows", value)?),
@@ -318,6 +323,7 @@ impl Metadata {
         let after = [
             ("code_width", self.code_width.map(|width| width.to_string())),
             ("scaled_features", json_of(&self.scaled_features)?),
+            ("reconstruction_features", json_of(&self.reconstruction_features)?),
             ("error_metric", self.error_metric.map(|metric| metric.name().to_owned())),
             ("null_policy", self.null_policy.map(|policy| policy.name().to_owned())),
             ("rows", self.rows.filter(|rows| *rows != RowMode::default()).map(|rows| rows.name().to_owned())),
@@ -337,11 +343,12 @@ impl Metadata {
     }
 
     fn replaces(&self, key: &str) -> bool {
-        const OWN: [&str; 13] = [
+        const OWN: [&str; 14] = [
             "format_version",
             "features",
             "code_width",
             "scaled_features",
+            "reconstruction_features",
             "error_metric",
             "null_policy",
             "rows",
@@ -359,24 +366,37 @@ impl Metadata {
     /// This metadata, with missing parts from `other`. Features are matched by their order, whatever their names.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
+        // the features of another reconstruction
+        let is_replaced =
+            self.tensors.contains_key(&Role::Reconstruction) || self.heads.contains_key(&Role::Reconstruction);
+        let reconstructed = other.reconstruction_features.filter(|_| !is_replaced);
         let mut tensors = other.tensors;
         tensors.extend(self.tensors);
-        let (features, scaled_features) = match (self.features, other.features) {
-            (Some(new), Some(old)) if new.len() == old.len() => {
+        let old = other.features.clone().unwrap_or_default();
+        let renamed = |names: Option<Vec<String>>| match &self.features {
+            Some(new) if new.len() == old.len() => {
                 let name = |name: &String| {
                     let place = old.iter().position(|feature| feature.name == *name);
                     place.map_or_else(|| name.clone(), |place| new[place].name.clone())
                 };
-                let scaled_features = other.scaled_features.map(|names| names.iter().map(name).collect());
-                (Some(new.iter().zip(&old).map(|(new, old)| new.or(old)).collect()), scaled_features)
+                names.map(|names| names.iter().map(name).collect())
             }
-            (new, old) => (new.or(old), other.scaled_features),
+            _ => names,
+        };
+        let (scaled_features, reconstruction_features) = (renamed(other.scaled_features), renamed(reconstructed));
+        let features = match (self.features, other.features) {
+            (Some(new), Some(old)) if new.len() == old.len() => {
+                Some(new.iter().zip(&old).map(|(new, old)| new.or(old)).collect())
+            }
+            (new, old) => new.or(old),
         };
         Self {
             features,
             tensors,
+            heads: self.heads,
             code_width: self.code_width.or(other.code_width),
             scaled_features: self.scaled_features.or(scaled_features),
+            reconstruction_features: self.reconstruction_features.or(reconstruction_features),
             error_metric: self.error_metric.or(other.error_metric),
             null_policy: self.null_policy.or(other.null_policy),
             rows: self.rows.or(other.rows),

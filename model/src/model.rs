@@ -53,7 +53,8 @@ impl Model {
     pub fn load(name: &ModelName, version: u64, bytes: Bytes, limits: &Limits) -> Result<Self> {
         let mut file = ModelFile::read(bytes, limits)?;
         let weights = Weights::of(file.take_tensors())?;
-        let contract = Contract::discover(&file.graph, &file.metadata, &weights)?;
+        let mut contract = Contract::discover(&file.graph, &file.metadata, &weights)?;
+        contract.keep_checked(&file.metadata);
         let (name, rows_run) = (name.clone(), AtomicU64::new(0));
         Ok(Self { name, version, file, weights, contract, pools: Mutex::default(), rows_run })
     }

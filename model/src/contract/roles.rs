@@ -2,51 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use datafusion_common::error::Result;
+use datafusion_common::error::{DataFusionError, Result};
 use datafusion_common::plan_err;
 
+use super::names::{common_names, plain};
 use super::probe::Probed;
+use super::reconstructed::{Match, match_inputs, named};
 use super::{Found, TensorSpec};
-use crate::metadata::{Metadata, Role};
+use crate::metadata::{Feature, Metadata, Role};
 use crate::onnx::proto::{GraphProto, ModelProto};
-use crate::onnx::{Dataflow, Need, computed_tensors, decoder_entry};
+use crate::onnx::{Dataflow, Need, computed_tensors, decoder_entry, heads_of};
+use crate::runtime::Element;
 use crate::suggest;
-
-/// Common names of tensors, lower case.
-fn common_names(role: Role) -> &'static [&'static str] {
-    match role {
-        Role::Code => &[
-            "code",
-            "codes",
-            "latent",
-            "latents",
-            "embedding",
-            "embeddings",
-            "z",
-            "z_mean",
-            "mu",
-            "bottleneck",
-            "encoded",
-            "encoding",
-            "encoder_output",
-        ],
-        Role::Reconstruction => &[
-            "reconstruction",
-            "reconstructed",
-            "recon",
-            "recon_x",
-            "decoded",
-            "decoder_output",
-            "output",
-            "x_hat",
-            "xhat",
-            "x_recon",
-        ],
-        Role::Scaled => &["scaled", "scaled_input"],
-        Role::ScaledReconstruction => &["scaled_reconstruction"],
-        Role::Logits => &["logits"],
-    }
-}
 
 /// Operators that mix features. Equally wide tensors before and after one are two bottlenecks.
 const MIXING: [&str; 12] = [
@@ -72,25 +39,26 @@ pub(super) struct Roles {
     pub(super) scaled_reconstruction: Found,
     pub(super) logits: Found,
     pub(super) decoder_entry: Found,
+    /// The feature of each column of the reconstruction; all features without one.
+    pub(super) reconstructed: Vec<usize>,
 }
 
+/// Most tensors that an error lists.
+const LISTED: usize = 5;
+/// Most outputs whose paths are searched for a bottleneck.
+const SEARCHED: usize = 8;
+
 /// The first match is taken: `metadata`, common names, shapes, and for the code the narrowest activation.
-pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed) -> Result<Roles> {
+pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed, features: &[Feature]) -> Result<Roles> {
     let Some(graph) = &model.graph else { return plan_err!("the ONNX file holds no graph") };
-    let search = Search {
-        graph,
-        metadata,
-        probed,
-        flow: Dataflow::new(model, graph),
-        features: probed.inputs.iter().map(TensorSpec::width).sum(),
-    };
+    let search = Search { graph, metadata, probed, flow: Dataflow::new(model, graph), features };
     let scaled = search.named(Role::Scaled)?;
     let scaled_reconstruction = search.named(Role::ScaledReconstruction)?;
     if let (Some(scaled), Some(reconstruction)) = (scaled.tensor(), scaled_reconstruction.tensor()) {
         if scaled.width() != reconstruction.width() {
             return plan_err!("scaled {scaled} and scaled_reconstruction {reconstruction} differ in width");
         }
-        if !same_order(&scaled.shape, &reconstruction.shape) {
+        if !super::reconstructed::same_order(&scaled.shape, &reconstruction.shape) {
             return plan_err!(
                 "scaled {scaled} and scaled_reconstruction {reconstruction} have the numbers of a row in different \
                  orders; export both with channels first, or both with channels last"
@@ -104,31 +72,32 @@ pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed) -> 
         .collect();
     let code_named = search.named(Role::Code)?;
     taken.extend(code_named.tensor().map(|tensor| tensor.name.clone()));
-    let reconstruction = match search.named(Role::Reconstruction)? {
-        Found::Tensor(tensor) => Found::Tensor(tensor),
-        Found::None { why } => search
-            .by_shape(Role::Reconstruction, &taken, |width| width == search.features)?
-            .unwrap_or(Found::None { why }),
-    };
+    let reconstruction = search.reconstruction(&taken)?;
     taken.extend(reconstruction.tensor().map(|tensor| tensor.name.clone()));
-    let decoded = scaled_reconstruction.tensor().or(reconstruction.tensor());
+    taken.extend(reconstruction.tensor().into_iter().flat_map(|tensor| heads_of(graph, &tensor.name)));
+    let reconstructed = match reconstruction.tensor() {
+        Some(tensor) => search.reconstructed(tensor)?,
+        None => (0..features.len()).collect(),
+    };
     let code = match code_named {
         Found::Tensor(tensor) => Found::Tensor(tensor),
-        Found::None { why } => match search.by_shape(Role::Code, &taken, |width| width < search.features)? {
+        Found::None { why } => match search.by_shape(Role::Code, &taken, &|tensor| tensor.width() < features.len())? {
             Some(found) => found,
-            None => search.narrowest(decoded)?.unwrap_or(Found::None { why }),
+            None => search.narrowest(&scaled, &scaled_reconstruction, &reconstruction)?.unwrap_or(Found::None { why }),
         },
     };
-    if code.tensor().is_none() && decoded.is_none() {
+    if code.tensor().is_none() && reconstruction.tensor().or(scaled_reconstruction.tensor()).is_none() {
         return plan_err!(
             "found no code and no reconstruction of the {} features; name them with the options code and \
-             reconstruction; the outputs are {}",
-            search.features,
-            search.outputs_text()
+             reconstruction; the outputs are {}{}{}",
+            features.len(),
+            search.outputs_text(),
+            search.inner_text(Role::Code),
+            search.inner_text(Role::Reconstruction)
         );
     }
     let decoder_entry = search.decoder(model, &code, &reconstruction)?;
-    Ok(Roles { code, reconstruction, scaled, scaled_reconstruction, logits, decoder_entry })
+    Ok(Roles { code, reconstruction, scaled, scaled_reconstruction, logits, decoder_entry, reconstructed })
 }
 
 struct Search<'a> {
@@ -136,29 +105,29 @@ struct Search<'a> {
     metadata: &'a Metadata,
     probed: &'a Probed,
     flow: Dataflow<'a>,
-    features: usize,
+    features: &'a [Feature],
 }
 
 impl Search<'_> {
     /// The tensor that has a role by the metadata or by a common name.
     fn named(&self, role: Role) -> Result<Found> {
-        if let Some(name) = self.metadata.tensors.get(&role) {
-            return self.given(role, name).map(Found::Tensor);
+        match self.metadata.tensors.get(&role) {
+            Some(name) => self.given(role, name).map(Found::Tensor),
+            None => self.by_name(role, &|_| true),
         }
+    }
+
+    /// The output that has a role by a common name.
+    fn by_name(&self, role: Role, fits: &dyn Fn(&TensorSpec) -> bool) -> Result<Found> {
         let common = common_names(role);
         let mut why = format!("no output has a common name for it; set the option {role} = 'tensor'");
         let mut candidates = Vec::new();
-        for tensor in self.outputs() {
-            if !common.contains(&plain(&tensor.name).as_str())
-                || (role == Role::Reconstruction && tensor.width() != self.features)
-            {
-                continue;
-            }
+        for tensor in self.outputs().filter(|tensor| common.contains(&plain(&tensor.name).as_str()) && fits(tensor)) {
             if let Some(kind) = self.not_computed(role, &tensor.name) {
                 why = format!("{tensor} {kind}");
                 continue;
             }
-            if let Some(reason) = self.in_other_order(role, tensor) {
+            if let Some(reason) = self.not_compared(role, tensor) {
                 why = reason;
                 continue;
             }
@@ -172,6 +141,96 @@ impl Search<'_> {
             [tensor] => self.checked(role, tensor).map(Found::Tensor),
             _ => ambiguous(role, &candidates),
         }
+    }
+
+    /// The reconstruction of all features, by name or by shape, or otherwise of the features of some inputs.
+    fn reconstruction(&self, taken: &HashSet<String>) -> Result<Found> {
+        let role = Role::Reconstruction;
+        if self.metadata.tensors.contains_key(&role) {
+            return self.named(role);
+        }
+        let wanted = self.metadata.reconstruction_features.as_ref().map_or(self.features.len(), Vec::len);
+        let has_all = |tensor: &TensorSpec| tensor.width() == wanted;
+        let mut why = match self.by_name(role, &has_all)? {
+            Found::None { why } => why,
+            found => return Ok(found),
+        };
+        // numbers cannot reconstruct a text whose levels are not known
+        let has_texts = self.probed.inputs.iter().any(|input| input.element == Element::String)
+            && self.features.iter().all(|feature| feature.levels.is_empty());
+        match self.by_shape(role, taken, &|tensor| has_all(tensor) && !has_texts)? {
+            Some(Found::None { why: reason }) => why = reason,
+            Some(found) => return Ok(found),
+            None => {}
+        }
+        if self.metadata.reconstruction_features.is_some() {
+            return Ok(Found::None {
+                why: format!("no output of {wanted} numbers fits reconstruction_features: {why}"),
+            });
+        }
+        let has_some = |tensor: &TensorSpec| tensor.width() < wanted;
+        let is_named = |tensor: &TensorSpec| common_names(role).contains(&plain(&tensor.name).as_str());
+        // stored models have no reconstruction here, and stay usable if there are several candidates
+        let reason = match self.by_name(role, &has_some).unwrap_or_else(|e| Found::none(text(&e))) {
+            Found::None { why } => self.outputs().any(|tensor| is_named(tensor) && has_some(tensor)).then_some(why),
+            found => return Ok(found),
+        };
+        let mut decoded = self.outputs().filter(|tensor| self.is_decoded(tensor, taken)).take(SEARCHED);
+        match (decoded.next(), decoded.next()) {
+            (Some(tensor), None) => Ok(Found::Tensor(tensor.clone())),
+            _ => Ok(Found::None { why: reason.unwrap_or(why) }),
+        }
+    }
+
+    /// Whether an output without a common name reconstructs the features of some inputs. It has their shape, and all
+    /// paths from them pass a narrower tensor.
+    fn is_decoded(&self, tensor: &TensorSpec, taken: &HashSet<String>) -> bool {
+        let is_free = tensor.element.is_float()
+            && tensor.width() < self.features.len()
+            && !taken.contains(&tensor.name)
+            && !common_names(Role::Code).contains(&plain(&tensor.name).as_str());
+        if !is_free || self.flow.random_source(&tensor.name).is_some() {
+            return false;
+        }
+        match self.matched(tensor) {
+            Match::Features(features) => !self.passed(tensor, &self.inputs_with(&features), tensor.width()).is_empty(),
+            _ => false,
+        }
+    }
+
+    /// The features that a tensor reconstructs by its shape and its name.
+    fn matched(&self, tensor: &TensorSpec) -> Match {
+        if let Some(names) = &self.metadata.reconstruction_features {
+            return named(names, tensor.width(), self.features, &self.probed.inputs, tensor)
+                .map_or(Match::Unknown, Match::Features);
+        }
+        let leaves = self.flow.reached(&[&tensor.name], &[]).leaves;
+        match_inputs(tensor, &self.probed.inputs, |input| leaves.get(input) == Some(&Need::Values))
+    }
+
+    /// The features of the reconstruction.
+    fn reconstructed(&self, tensor: &TensorSpec) -> Result<Vec<usize>> {
+        if let Some(names) = &self.metadata.reconstruction_features {
+            return named(names, tensor.width(), self.features, &self.probed.inputs, tensor);
+        }
+        match (self.matched(tensor), self.not_compared(Role::Reconstruction, tensor)) {
+            (Match::Features(features), _) => Ok(features),
+            (_, reason) => plan_err!("{}", reason.unwrap_or_default()),
+        }
+    }
+
+    /// The inputs with some of these features.
+    fn inputs_with(&self, features: &[usize]) -> HashSet<&str> {
+        let mut first = 0;
+        let mut names = HashSet::new();
+        for input in &self.probed.inputs {
+            let range = first..first + input.width();
+            first = range.end;
+            if features.iter().any(|feature| range.contains(feature)) {
+                names.insert(input.name.as_str());
+            }
+        }
+        names
     }
 
     fn given(&self, role: Role, name: &str) -> Result<TensorSpec> {
@@ -207,42 +266,62 @@ impl Search<'_> {
     }
 
     fn checked(&self, role: Role, tensor: &TensorSpec) -> Result<TensorSpec> {
-        if role == Role::Reconstruction && tensor.width() != self.features {
-            return plan_err!(
-                "reconstruction {tensor} has {} numbers a row, but the model takes {} features",
-                tensor.width(),
-                self.features
-            );
+        if role == Role::Reconstruction && self.metadata.reconstruction_features.is_some() {
+            self.reconstructed(tensor)?;
         }
-        match self.in_other_order(role, tensor) {
+        match self.not_compared(role, tensor) {
             Some(reason) => plan_err!("{reason}"),
             None => Ok(tensor.clone()),
         }
     }
 
-    /// Why a reconstruction cannot be compared number by number with the features. Its shape shows another order of the
-    /// numbers of a row, such as channels last instead of first.
-    fn in_other_order(&self, role: Role, tensor: &TensorSpec) -> Option<String> {
-        let [input] = self.probed.inputs.as_slice() else { return None };
-        (role == Role::Reconstruction && !same_order(&input.shape, &tensor.shape)).then(|| {
-            format!(
-                "reconstruction {tensor} has the numbers of a row in another order than the input {input}; export both \
-                 with channels first, or both with channels last"
-            )
-        })
+    /// Why a reconstruction cannot be compared number by number with features. Its shape fits no input, or it shows
+    /// another order of the numbers of a row, such as channels last instead of first.
+    fn not_compared(&self, role: Role, tensor: &TensorSpec) -> Option<String> {
+        if role != Role::Reconstruction {
+            return None;
+        }
+        let (width, features) = (tensor.width(), self.features.len());
+        match self.matched(tensor) {
+            Match::Features(_) => None,
+            Match::OtherOrder(place) => Some(format!(
+                "reconstruction {tensor} has the numbers of a row in another order than the input {}; export both \
+                 with channels first, or both with channels last",
+                self.probed.inputs[place]
+            )),
+            Match::Unknown if width < features => Some(format!(
+                "reconstruction {tensor} has {width} numbers a row, the model takes {features} features, and neither \
+                 shapes nor names show which of them it reconstructs; set the option reconstruction_features to the \
+                 feature of each of its columns"
+            )),
+            Match::Unknown => Some(format!(
+                "reconstruction {tensor} has {width} numbers a row, but the model takes {features} features"
+            )),
+        }
     }
 
-    fn by_shape(&self, role: Role, taken: &HashSet<String>, fits: impl Fn(usize) -> bool) -> Result<Option<Found>> {
+    fn by_shape(
+        &self,
+        role: Role,
+        taken: &HashSet<String>,
+        fits: &dyn Fn(&TensorSpec) -> bool,
+    ) -> Result<Option<Found>> {
         let candidates: Vec<&TensorSpec> = self
             .outputs()
-            .filter(|tensor| tensor.element.is_float() && fits(tensor.width()) && !taken.contains(&tensor.name))
+            .filter(|tensor| tensor.element.is_float() && fits(tensor) && !taken.contains(&tensor.name))
             .filter(|tensor| self.depends_on_features(&tensor.name))
             .collect();
-        let reason = |tensor: &&TensorSpec| self.in_other_order(role, tensor);
+        let reason = |tensor: &&TensorSpec| self.not_compared(role, tensor);
         let other_order = candidates.iter().find_map(reason);
         let candidates: Vec<_> = candidates.into_iter().filter(|tensor| reason(tensor).is_none()).collect();
         let (from_random, candidates): (Vec<_>, Vec<_>) =
             candidates.into_iter().partition(|tensor| self.flow.random_source(&tensor.name).is_some());
+        // an output with the name of a reconstruction is a code only if there is no other
+        let is_named = |tensor: &&&TensorSpec| {
+            role == Role::Code && common_names(Role::Reconstruction).contains(&plain(&tensor.name).as_str())
+        };
+        let unnamed: Vec<&TensorSpec> = candidates.iter().filter(|tensor| !is_named(tensor)).copied().collect();
+        let candidates = if unnamed.is_empty() { candidates } else { unnamed };
         match (candidates.as_slice(), from_random.as_slice()) {
             ([], []) => Ok(other_order.map(Found::none)),
             ([], [tensor, ..]) => {
@@ -254,15 +333,26 @@ impl Search<'_> {
         }
     }
 
-    /// The narrowest activation on every path from the features to `decoded`.
-    fn narrowest(&self, decoded: Option<&TensorSpec>) -> Result<Option<Found>> {
-        let Some(decoded) = decoded else { return Ok(None) };
-        let is_feature = |name: &str| self.is_feature(name);
-        let passed = self.flow.passages(&decoded.name, &is_feature).into_iter();
-        let mut passed: Vec<&TensorSpec> = passed
-            .filter_map(|name| self.probed.tensors.get(name))
-            .filter(|tensor| tensor.element.is_float() && tensor.width() < self.features)
-            .collect();
+    /// The narrowest activation on every path from the reconstructed features to their reconstruction. Other inputs, such
+    /// as a condition, may reach the decoder beside the code.
+    fn narrowest(
+        &self,
+        scaled: &Found,
+        scaled_reconstruction: &Found,
+        reconstruction: &Found,
+    ) -> Result<Option<Found>> {
+        let Some(decoded) = scaled_reconstruction.tensor().or(reconstruction.tensor()) else { return Ok(None) };
+        let all = || self.probed.inputs.iter().map(|input| input.name.as_str()).collect::<HashSet<&str>>();
+        let inputs = match (scaled_reconstruction.tensor(), scaled.tensor()) {
+            (Some(_), Some(scaled)) => {
+                let leaves = self.flow.reached(&[&scaled.name], &[]).leaves;
+                all().into_iter().filter(|name| *name == scaled.name || leaves.contains_key(name)).collect()
+            }
+            (Some(_), None) => all(),
+            (None, _) => self.inputs_with(&self.reconstructed(decoded)?),
+        };
+        let wide = self.probed.inputs.iter().filter(|input| inputs.contains(input.name.as_str()));
+        let mut passed = self.passed(decoded, &inputs, wide.map(TensorSpec::width).sum());
         let Some(width) = passed.iter().map(|tensor| tensor.width()).min() else { return Ok(None) };
         // all lie on one path: each is computed from the tensor before it
         passed.retain(|tensor| tensor.width() == width);
@@ -271,7 +361,13 @@ impl Search<'_> {
             nodes.iter().any(|index| MIXING.contains(&self.graph.node[*index].op_type()))
         };
         if passed.windows(2).any(mixes) {
-            return ambiguous(Role::Code, &passed);
+            let several = ambiguous(Role::Code, &passed);
+            // stored models, which have a role, stay usable
+            return if self.metadata.tensors.is_empty() {
+                several
+            } else {
+                several.or_else(|e| Ok(Some(Found::none(text(&e)))))
+            };
         }
         if let Some(tensor) = passed.last()
             && let Some(operator) = self.flow.random_source(&tensor.name)
@@ -281,11 +377,16 @@ impl Search<'_> {
         Ok(passed.last().map(|tensor| Found::Tensor((*tensor).clone())))
     }
 
-    fn depends_on_features(&self, name: &str) -> bool {
-        self.has_feature(&self.flow.reached(&[name], &[]).leaves)
+    /// The tensors narrower than `width` through which alone `decoded` depends on the values of `inputs`, each computed
+    /// from the one before it.
+    fn passed(&self, decoded: &TensorSpec, inputs: &HashSet<&str>, width: usize) -> Vec<&TensorSpec> {
+        let passages = self.flow.passages(&decoded.name, &|name: &str| inputs.contains(name)).into_iter();
+        let tensors = passages.filter_map(|name| self.probed.tensors.get(name));
+        tensors.filter(|tensor| tensor.element.is_float() && tensor.width() < width).collect()
     }
 
-    fn has_feature(&self, leaves: &HashMap<&str, Need>) -> bool {
+    fn depends_on_features(&self, name: &str) -> bool {
+        let leaves = self.flow.reached(&[name], &[]).leaves;
         leaves.iter().any(|(leaf, need)| *need == Need::Values && self.is_feature(leaf))
     }
 
@@ -298,7 +399,7 @@ impl Search<'_> {
             return Ok(Found::none("it needs a code and a reconstruction"));
         };
         match decoder_entry(model, &code.name, &[&reconstruction.name]) {
-            Err(e) => Ok(Found::none(e.strip_backtrace().trim_start_matches("Error during planning: "))),
+            Err(e) => Ok(Found::none(text(&e))),
             Ok(entry) => Ok(match self.probed.tensors.get(&entry) {
                 Some(tensor) if tensor.width() == code.width() => Found::Tensor(tensor.clone()),
                 _ => Found::none(format!("the decoder reads \"{entry}\" instead of the code")),
@@ -317,29 +418,37 @@ impl Search<'_> {
         }
         list(&outputs)
     }
-}
 
-/// Whether rows of two shapes have their numbers in one order. Both have equally many numbers. One shape then joins
-/// neighbouring axes of the other, as `[64, 3]` or `[192]` do with `[8, 8, 3]`.
-fn same_order(a: &[usize], b: &[usize]) -> bool {
-    let ends = |shape: &[usize]| {
-        let mut end = 1;
-        let ends = shape.iter().rev().map(|dim| {
-            end *= *dim;
-            end
+    /// Inner tensors that would fit a role, for the end of an error: the narrowest codes, and the last reconstructions.
+    fn inner_text(&self, role: Role) -> String {
+        let fits = |tensor: &TensorSpec| match role {
+            Role::Reconstruction => matches!(self.matched(tensor), Match::Features(_)),
+            _ => tensor.width() < self.features.len(),
+        };
+        let mut inner: Vec<&TensorSpec> = computed_tensors(self.graph)
+            .filter(|name| !self.graph.output.iter().any(|output| output.name() == *name))
+            .filter_map(|name| self.probed.tensors.get(name))
+            .filter(|tensor| tensor.element.is_float() && tensor.width() <= self.features.len())
+            .collect();
+        match role {
+            Role::Reconstruction => inner.reverse(),
+            _ => inner.sort_by_key(|tensor| tensor.width()),
+        }
+        inner.truncate(SEARCHED * LISTED);
+        inner.retain(|tensor| {
+            fits(tensor) && self.depends_on_features(&tensor.name) && self.flow.random_source(&tensor.name).is_none()
         });
-        // axes of one number do not matter
-        ends.filter(|end| *end > 1).collect::<HashSet<usize>>()
-    };
-    let (a, b) = (ends(a), ends(b));
-    a.is_subset(&b) || b.is_subset(&a)
+        inner.truncate(LISTED);
+        match inner.is_empty() {
+            true => String::new(),
+            false => format!("; inner tensors that fit as {role} are {}", list(&inner)),
+        }
+    }
 }
 
-/// The name of a tensor without the additions of frameworks: `Dense_3/code:0` becomes `code`.
-fn plain(name: &str) -> String {
-    let name = name.rsplit('/').next().unwrap_or(name);
-    let name = name.split(':').next().unwrap_or(name);
-    name.to_ascii_lowercase()
+/// The text of a planning error.
+fn text(error: &DataFusionError) -> String {
+    error.strip_backtrace().trim_start_matches("Error during planning: ").to_owned()
 }
 
 fn random(tensor: &TensorSpec, operator: &str) -> String {
@@ -355,21 +464,4 @@ fn ambiguous<T>(role: Role, candidates: &[&TensorSpec]) -> Result<T> {
 
 fn list(tensors: &[&TensorSpec]) -> String {
     tensors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::same_order;
-
-    #[test]
-    fn joined_axes_keep_the_order_and_turned_axes_do_not() {
-        for (a, b) in
-            [(&[8, 8, 3][..], &[64, 3][..]), (&[8, 8, 3], &[192]), (&[1, 8, 8], &[8, 8, 1]), (&[12, 1], &[4, 3])]
-        {
-            assert!(same_order(a, b) && same_order(b, a), "{a:?} {b:?}");
-        }
-        for (a, b) in [(&[3, 8, 8][..], &[8, 8, 3][..]), (&[4, 6], &[6, 4]), (&[3, 64], &[8, 8, 3])] {
-            assert!(!same_order(a, b) && !same_order(b, a), "{a:?} {b:?}");
-        }
-    }
 }

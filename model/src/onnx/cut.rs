@@ -78,9 +78,8 @@ pub(crate) fn cut(model: &ModelProto, cut: &Cut) -> Result<ModelProto> {
         ..Default::default()
     };
     let mut opset_import = model.opset_import.clone();
-    let imports_onnx = opset_import.iter().any(|import| matches!(import.domain(), "" | "ai.onnx"));
-    if !copied.is_empty() && !imports_onnx {
-        opset_import.push(OperatorSetIdProto { version: Some(COPY_VERSION), ..Default::default() });
+    if !copied.is_empty() {
+        with_onnx(&mut opset_import);
     }
     Ok(ModelProto {
         graph: Some(part),
@@ -92,6 +91,13 @@ pub(crate) fn cut(model: &ModelProto, cut: &Cut) -> Result<ModelProto> {
         ir_version: model.ir_version.max(Some(4)),
         ..model.clone()
     })
+}
+
+/// Imports the operators of ONNX, if a file does not.
+pub(super) fn with_onnx(opset_import: &mut Vec<OperatorSetIdProto>) {
+    if !opset_import.iter().any(|import| matches!(import.domain(), "" | "ai.onnx")) {
+        opset_import.push(OperatorSetIdProto { version: Some(COPY_VERSION), ..Default::default() });
+    }
 }
 
 /// Inputs of the file that are not weights (before IR version 4 every weight was also an input).

@@ -31,8 +31,30 @@ enum Original {
     Output(usize),
     /// The only input of the graph, after the cast to its type.
     Input,
-    /// All inputs of the graph, after the casts to their types: the width of each, and a block of rows as `f64`.
-    Inputs(Vec<usize>, Vec<f64>),
+    /// Features, after the casts to the types of their inputs: the places of each input's columns, and a block of rows as
+    /// `f64`.
+    Inputs(Vec<Places>, Vec<f64>),
+}
+
+/// Where the columns of an input are compared.
+#[derive(Debug)]
+struct Places {
+    /// Columns of the input.
+    width: usize,
+    /// A column of the input, and the column of the reconstruction that is compared with it.
+    pairs: Vec<(usize, usize)>,
+}
+
+/// The places of all inputs. `reconstructed` is the feature of each column of the reconstruction.
+fn places(inputs: &[TensorSpec], reconstructed: &[usize]) -> Vec<Places> {
+    let mut first = 0;
+    let of_input = |input: &TensorSpec| {
+        let range = first..first + input.width();
+        first = range.end;
+        let pairs = reconstructed.iter().enumerate().filter(|(_, feature)| range.contains(feature));
+        Places { width: input.width(), pairs: pairs.map(|(column, feature)| (feature - range.start, column)).collect() }
+    };
+    inputs.iter().map(of_input).collect()
 }
 
 /// Measures errors block by block.
@@ -77,8 +99,13 @@ impl<'a> Measure<'a> {
         let policy = contract.null_policy;
         let original = match (original, contract.inputs.as_slice()) {
             (Some(index), _) => Original::Output(index),
-            (None, [input]) if matches!(input.element, Element::Float32 | Element::Float64) => Original::Input,
-            (None, inputs) => Original::Inputs(inputs.iter().map(TensorSpec::width).collect(), Vec::new()),
+            (None, [input])
+                if matches!(input.element, Element::Float32 | Element::Float64)
+                    && contract.reconstructed.iter().copied().eq(0..n_features) =>
+            {
+                Original::Input
+            }
+            (None, inputs) => Original::Inputs(places(inputs, &contract.reconstructed), Vec::new()),
         };
         let features = match wants_parts {
             true => Some(contract.require_error_features()?),
@@ -136,8 +163,8 @@ impl<'a> Measure<'a> {
         let values = match &mut original {
             Original::Output(index) => output(*index),
             Original::Input => values_of(inputs.first(), n)?,
-            Original::Inputs(widths, block) => {
-                side_by_side(inputs, widths, rows.len(), self.width, block)?;
+            Original::Inputs(places, block) => {
+                side_by_side(inputs, places, rows.len(), self.width, block)?;
                 Floats::F64(block)
             }
         };
@@ -246,39 +273,39 @@ fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Floats<'v>> {
     }
 }
 
-/// Writes the rows of several tensors to `block`, each row with the numbers of all tensors: `total` numbers.
-fn side_by_side(inputs: &[Input<'_>], widths: &[usize], rows: usize, total: usize, block: &mut Vec<f64>) -> Result<()> {
+/// Writes the compared columns of several tensors to `block`, in rows of `total` numbers.
+fn side_by_side(
+    inputs: &[Input<'_>],
+    places: &[Places],
+    rows: usize,
+    total: usize,
+    block: &mut Vec<f64>,
+) -> Result<()> {
     block.resize(rows * total, 0.0);
-    let mut first = 0;
-    for (input, width) in inputs.iter().zip(widths) {
-        let place = (first, *width, total);
+    for (input, places) in inputs.iter().zip(places).filter(|(_, places)| !places.pairs.is_empty()) {
         match input {
-            Input::Float16(values) => copy(values, place, block),
-            Input::Float32(values) => copy(values, place, block),
-            Input::Float64(values) => copy(values, place, block),
-            Input::Int8(values) => copy(values, place, block),
-            Input::Int16(values) => copy(values, place, block),
-            Input::Int32(values) => copy(values, place, block),
-            Input::Int64(values) => copy(values, place, block),
-            Input::UInt8(values) => copy(values, place, block),
-            Input::UInt16(values) => copy(values, place, block),
-            Input::UInt32(values) => copy(values, place, block),
-            Input::UInt64(values) => copy(values, place, block),
-            Input::Bool(values) => copy(values, place, block),
+            Input::Float16(values) => copy(values, places, total, block),
+            Input::Float32(values) => copy(values, places, total, block),
+            Input::Float64(values) => copy(values, places, total, block),
+            Input::Int8(values) => copy(values, places, total, block),
+            Input::Int16(values) => copy(values, places, total, block),
+            Input::Int32(values) => copy(values, places, total, block),
+            Input::Int64(values) => copy(values, places, total, block),
+            Input::UInt8(values) => copy(values, places, total, block),
+            Input::UInt16(values) => copy(values, places, total, block),
+            Input::UInt32(values) => copy(values, places, total, block),
+            Input::UInt64(values) => copy(values, places, total, block),
+            Input::Bool(values) => copy(values, places, total, block),
             Input::String(_) => return exec_err!("cannot compare a reconstruction with strings"),
         }
-        first += width;
     }
     Ok(())
 }
 
-/// Copies rows of `width` numbers to the columns from `first` on of rows of `total` numbers.
-fn copy<T: ToF64>(values: &[T], (first, width, total): (usize, usize, usize), block: &mut [f64]) {
-    if width == 0 {
-        return;
-    }
-    for (row, values) in block.chunks_exact_mut(total).zip(values.chunks_exact(width)) {
-        row[first..first + width].iter_mut().zip(values).for_each(|(to, from)| *to = from.to_f64());
+/// Copies columns of rows of `places.width` numbers to rows of `total` numbers.
+fn copy<T: ToF64>(values: &[T], places: &Places, total: usize, block: &mut [f64]) {
+    for (row, values) in block.chunks_exact_mut(total).zip(values.chunks_exact(places.width)) {
+        places.pairs.iter().for_each(|(from, to)| row[*to] = values[*from].to_f64());
     }
 }
 

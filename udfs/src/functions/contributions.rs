@@ -10,7 +10,7 @@ use datafusion::arrow::compute::{cast, concat, take};
 use datafusion::arrow::datatypes::{DataType, Field, Fields};
 use datafusion::error::Result;
 
-use super::reconstruct::as_source;
+use super::reconstruct::{as_source, reconstructed};
 use super::{BatchCall, Function, Spec, over_features};
 use crate::columns::temporal_as_numbers;
 use crate::matrix::Form;
@@ -100,9 +100,13 @@ impl Function for Contributions {
         let expected = match contract.tensor(Role::Reconstruction) {
             None => new_null_array(value_type, n * width),
             Some(_) => {
+                // a feature that is not reconstructed, as a condition, has nothing to expect
+                let mut expected = vec![new_null_array(value_type, n); width];
                 let columns = scores.matrix(Role::Reconstruction)?.columns();
-                let source = columns.iter().zip(&contract.features);
-                stacked(source.map(|(column, feature)| as_source(column, feature)).collect::<Result<_>>()?)?
+                for (column, (place, feature)) in columns.iter().zip(reconstructed(call.model)) {
+                    expected[place] = as_source(column, feature)?;
+                }
+                stacked(expected)?
             }
         };
         let is_valid = |row: usize| valid.as_ref().is_none_or(|valid| valid.is_valid(row));

@@ -7,7 +7,7 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::common::plan_err;
 use datafusion::error::Result;
 
-use super::reconstruct::{reconstruction_array, reconstruction_type};
+use super::reconstruct::{reconstructed, reconstruction_array, reconstruction_type};
 use super::{BatchCall, Function, Spec, documented};
 use crate::matrix::{Form, list_array, list_type};
 use crate::model::metadata::{Feature, Role};
@@ -77,7 +77,7 @@ impl Function for Decode {
     fn data_type(&self, model: &Model, _: &Form) -> Result<DataType> {
         match has_texts(model) {
             true => reconstruction_type(model, &Form::ByName),
-            false => Ok(list_type(model.contract().features.len())),
+            false => Ok(list_type(model.contract().reconstructed.len())),
         }
     }
 
@@ -101,5 +101,5 @@ impl Function for Decode {
 
 /// Whether the reconstruction holds text. A list of numbers cannot.
 fn has_texts(model: &Model) -> bool {
-    model.contract().features.iter().any(|feature| !feature.levels.is_empty())
+    reconstructed(model).any(|(_, feature)| !feature.levels.is_empty())
 }

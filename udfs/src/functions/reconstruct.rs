@@ -66,8 +66,9 @@ pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType
     let contract = model.contract();
     contract.require(Role::Reconstruction)?;
     if let Form::List(_) = form {
-        return Ok(list_type(contract.features.len()));
+        return Ok(list_type(contract.reconstructed.len()));
     }
+    let types = form.data_types(&contract.features);
     let field = |(feature, found): (&Feature, Option<DataType>)| {
         let data_type = match found.or_else(|| feature.data_type()) {
             None | Some(DataType::Null) => DataType::Float32,
@@ -84,9 +85,14 @@ pub(super) fn reconstruction_type(model: &Model, form: &Form) -> Result<DataType
             false => plan_err!("feature \"{}\" is {data_type}, but model {model} reconstructs numbers", feature.name),
         }
     };
-    let fields =
-        contract.features.iter().zip(form.data_types(&contract.features)).map(field).collect::<Result<Fields>>()?;
-    Ok(DataType::Struct(fields))
+    let columns = reconstructed(model).map(|(place, feature)| (feature, types.get(place).cloned().flatten()));
+    Ok(DataType::Struct(columns.map(field).collect::<Result<Fields>>()?))
+}
+
+/// The features that a model reconstructs, with their places, in the order of the reconstruction.
+pub(super) fn reconstructed(model: &Model) -> impl Iterator<Item = (usize, &Feature)> {
+    let contract = model.contract();
+    contract.reconstructed.iter().filter_map(|place| Some((*place, contract.features.get(*place)?)))
 }
 
 /// A reconstruction, of the type that [`reconstruction_type`] gives.
@@ -99,16 +105,15 @@ pub(super) fn reconstruction_array(
         return list_array(reconstruction.to_f32(), reconstruction.width, valid);
     };
     // a field of a null struct has its own nulls, and an expression that takes the field sees only these
-    let features = &call.model.contract().features;
-    let column = |((values, field), feature): ((ArrayRef, &Arc<Field>), &Feature)| {
+    let column = |((values, field), (_, feature)): ((ArrayRef, &Arc<Field>), (usize, &Feature))| {
         let typed = match feature.levels.is_empty() {
             true => source_typed(&values, field.data_type())?,
             false => cast(&texts(&values, &feature.levels)?, field.data_type())?,
         };
         null_where(typed, valid.as_ref())
     };
-    let columns =
-        reconstruction.columns().into_iter().zip(&fields).zip(features).map(column).collect::<Result<Vec<_>>>()?;
+    let columns = reconstruction.columns().into_iter().zip(&fields).zip(reconstructed(call.model));
+    let columns = columns.map(column).collect::<Result<Vec<_>>>()?;
     Ok(Arc::new(StructArray::try_new(fields, columns, valid)?))
 }
 

@@ -30,7 +30,7 @@ use crate::suggest;
 use crate::tables::ModelsTable;
 
 /// Options that describe the contract of a file.
-const CONTRACT_OPTIONS: [&str; 11] = [
+const CONTRACT_OPTIONS: [&str; 12] = [
     "input_cols",
     "code",
     "reconstruction",
@@ -38,6 +38,7 @@ const CONTRACT_OPTIONS: [&str; 11] = [
     "scaled_reconstruction",
     "logits",
     "scaled_features",
+    "reconstruction_features",
     "error_metric",
     "null_policy",
     "rows",
@@ -409,6 +410,7 @@ fn take_metadata(options: &mut Options) -> Result<Metadata> {
     let mut metadata = Metadata {
         features: options.take_texts("input_cols")?.map(|names| names.into_iter().map(Feature::named).collect()),
         scaled_features: options.take_texts("scaled_features")?,
+        reconstruction_features: options.take_texts("reconstruction_features")?,
         error_metric: options.take_choice("error_metric")?,
         null_policy: options.take_choice("null_policy")?,
         rows: options.take_choice("rows")?,
@@ -419,7 +421,9 @@ fn take_metadata(options: &mut Options) -> Result<Metadata> {
         ..Metadata::default()
     };
     for role in Role::ALL {
-        if let Some(tensor) = options.take_text(role.name())? {
+        if let Some(OptionValue::List(_)) = options.get(role.name()) {
+            metadata.heads.extend(options.take_texts(role.name())?.map(|tensors| (role, tensors)));
+        } else if let Some(tensor) = options.take_text(role.name())? {
             metadata.tensors.insert(role, tensor);
         }
     }
