@@ -76,7 +76,8 @@ fn multiply(outputs: &[f32], gradients: &mut [f32], derivative: impl Fn(f32) -> 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn relu(values: &mut [f32]) {
     for value in values {
-        *value = value.max(0.0);
+        // not `max`, which would turn NaN into 0
+        *value = if *value < 0.0 { 0.0 } else { *value };
     }
 }
 
@@ -91,7 +92,8 @@ fn relu6(values: &mut [f32]) {
 fn elu(values: &mut [f32], scale: f32, alpha: f32) {
     for value in values {
         let x = *value;
-        let below = alpha * (exp(x.min(0.0)) - 1.0);
+        // not `min`, which would turn NaN into 0
+        let below = alpha * (exp(if x > 0.0 { 0.0 } else { x }) - 1.0);
         *value = scale * if x > 0.0 { x } else { below };
     }
 }
@@ -137,8 +139,25 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests; these numbers are exact")]
 mod tests {
+    use strum::VariantNames as _;
+
     use super::*;
+
+    #[test]
+    fn no_activation_hides_nan() {
+        for name in Activation::VARIANTS {
+            let activation = Activation::parse("activation", name).unwrap();
+            // in a vector of instructions, and in its rest
+            let mut values = [f32::NAN; 19];
+            activation.apply(&mut values);
+            assert!(values.iter().all(|value| value.is_nan()), "{name}: {values:?}");
+        }
+        let mut values = [-2.0, -0.0, 0.0, 3.0];
+        Activation::Relu.apply(&mut values);
+        assert_eq!(values, [0.0, 0.0, 0.0, 3.0]);
+    }
 
     #[test]
     fn the_exponential_is_that_of_the_standard_library() {

@@ -34,6 +34,7 @@ pub(crate) struct Dataset {
     /// The value that a network reads instead of a missing one, for each column.
     fill: Vec<f32>,
     extremes: Extremes,
+    has_missing: bool,
     store: Store,
 }
 
@@ -66,6 +67,16 @@ impl Dataset {
 
     pub(crate) fn extremes(&self) -> &Extremes {
         &self.extremes
+    }
+
+    /// The same rows with the extremes of the rows of `other`.
+    pub(crate) fn with_extremes_of(self, other: &Self) -> Self {
+        Self { extremes: other.extremes.clone(), ..self }
+    }
+
+    /// Whether a value is missing.
+    pub(crate) fn has_missing(&self) -> bool {
+        self.has_missing
     }
 
     /// Visits all rows part by part, until `visit` returns false. `visit` receives the rows of a part, and their indices in
@@ -124,6 +135,8 @@ impl Dataset {
 
 fn read_blocks(reader: &mut FileReader<File>, blocks: &[usize]) -> Result<Block> {
     let mut read = Block::default();
+    // a vector that grows by doubling would take twice as much
+    read.values.reserve_exact(blocks.len() * BLOCK_BYTES / size_of::<f32>());
     for block in blocks {
         reader.set_index(*block)?;
         let Some(batch) = reader.next().transpose()? else {
@@ -145,6 +158,7 @@ pub(crate) struct DatasetWriter {
     n: usize,
     fill: Vec<f32>,
     extremes: Extremes,
+    has_missing: bool,
     has_labels: bool,
     budget: usize,
     disk: Arc<DiskManager>,
@@ -159,7 +173,18 @@ impl DatasetWriter {
     pub(crate) fn new(fill: Vec<f32>, has_labels: bool, budget: usize, disk: Arc<DiskManager>) -> Self {
         let width = fill.len();
         let extremes = Extremes::new(width);
-        Self { width, n: 0, fill, extremes, has_labels, budget, disk, pending: Block::default(), file: None }
+        Self {
+            width,
+            n: 0,
+            fill,
+            extremes,
+            has_missing: false,
+            has_labels,
+            budget,
+            disk,
+            pending: Block::default(),
+            file: None,
+        }
     }
 
     /// Reserves memory for `rows` rows, at most for the budget. A vector that grows by doubling would take twice as much.
@@ -175,6 +200,7 @@ impl DatasetWriter {
     pub(crate) fn push(&mut self, row: &[f32], label: Option<u32>) -> Result<()> {
         self.pending.values.extend_from_slice(row);
         self.extremes.add(row);
+        self.has_missing |= row.iter().any(|value| value.is_nan());
         if self.has_labels {
             self.pending.labels.push(label.unwrap_or(NO_LABEL));
         }
@@ -249,7 +275,8 @@ impl DatasetWriter {
             // one part is trained on while the next is read, and a third may wait to be received
             Some(writer) => Store::File { spilled: writer.finish()?, together: (self.budget / 3 / BLOCK_BYTES).max(1) },
         };
-        Ok(Dataset { width: self.width, n: self.n, fill: self.fill, extremes: self.extremes, store })
+        let Self { width, n, fill, extremes, has_missing, .. } = self;
+        Ok(Dataset { width, n, fill, extremes, has_missing, store })
     }
 }
 

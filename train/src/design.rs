@@ -143,6 +143,11 @@ impl Design {
         fill
     }
 
+    /// The feature of a column of the scaled space.
+    pub(crate) fn feature_of(&self, column: usize) -> Option<&Feature> {
+        self.features.iter().rfind(|feature| feature.first <= column)
+    }
+
     /// Scales the `columns` of a batch of a [`Table`], row after row. Missing values become NaN.
     ///
     /// The arithmetic is that of the exported graph.
@@ -218,7 +223,8 @@ fn numbers<'a>(all: &'a Numbers, seen: &'a Seen) -> &'a Numbers {
 
 /// The scale of a column with the numbers `all`.
 fn number(all: &Numbers, mean: f64, deviation: f64) -> Encoding {
-    let deviation = if deviation > 0.0 { deviation } else { 1.0 };
+    // the inverse of a tiny deviation is infinite
+    let deviation = if deviation > 0.0 && (1.0 / deviation).is_finite() { deviation } else { 1.0 };
     let is_far = mean.abs() > FAR_FROM_ZERO * deviation;
     let fits = |value: f64| value == 0.0 || LEAST_SINGLE < value.abs() && value.abs() < MOST_SINGLE;
     let is_single = [deviation, all.min, all.max].into_iter().all(fits);

@@ -148,12 +148,15 @@ pub(crate) fn fit(
         }
         let held_out_loss = evaluate(network, objective, held_out, options.seed)?.map(|held_out| held_out.loss);
         let decisive = held_out_loss.unwrap_or(loss);
-        if !decisive.is_finite() || !loss.is_finite() {
-            return exec_err!(
-                "the loss is {loss} after epoch {} of stage '{stage}': training diverged; set learn_rate below {}",
-                epoch + 1,
-                options.learn_rate
-            );
+        for (part, loss) in [("training", Some(loss)), ("held-out", held_out_loss)] {
+            if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
+                return exec_err!(
+                    "the loss of the {part} rows is {loss} after epoch {} of stage '{stage}': training diverged; set \
+                     learn_rate below {}",
+                    epoch + 1,
+                    options.learn_rate
+                );
+            }
         }
         watch.epoch(epoch + 1, loss, held_out_loss);
         history.push(Epoch {

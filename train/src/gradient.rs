@@ -163,9 +163,13 @@ impl Pass {
         let scale = to_f32(1.0 / batch as f64);
         let width = network.outputs();
         match objective.loss {
-            Loss::Reconstruction { absolute, .. } => {
+            Loss::Reconstruction { of, absolute } => {
                 self.gradient.resize(n * width, 0.0);
                 self.loss = reconstruction(&self.target, output, width, absolute, scale, &mut self.gradient);
+                // only a value of a row can be missing: NaN in a hidden layer is an error
+                if of > 0 && self.target.iter().any(|value| value.is_nan()) {
+                    self.loss = f64::NAN;
+                }
             }
             Loss::CrossEntropy => {
                 self.gradient.clone_from(output);

@@ -49,7 +49,8 @@ impl Noise {
                 for row in rows.chunks_exact_mut(low.len().max(1)) {
                     for ((value, low), high) in row.iter_mut().zip(low).zip(high) {
                         let chance: f32 = rng.random();
-                        if chance < self.level {
+                        // a column without values has no extremes
+                        if chance < self.level && low <= high {
                             *value = if chance < self.level / 2.0 { *low } else { *high };
                         }
                     }
@@ -105,6 +106,10 @@ mod tests {
         let mut row = [0.5, 6.0];
         let noise = Noise { kind: NoiseKind::SaltAndPepper, level: 1.0 };
         noise.add(&mut row, &extremes, &mut Pcg64Mcg::seed_from_u64(0));
+        let nothing = Extremes::of(&[f32::NAN, 1.0], 2);
+        let mut unchanged = [0.5, 6.0];
+        noise.add(&mut unchanged, &nothing, &mut Pcg64Mcg::seed_from_u64(0));
+        assert!(unchanged[0] > 0.4 && unchanged[0] < 0.6 && unchanged[1] < 1.5, "{unchanged:?}");
         let is_extreme = |value: f32, extremes: [f32; 2]| extremes.contains(&value);
         assert!(is_extreme(row[0], [-1.0, 2.0]) && is_extreme(row[1], [5.0, 7.0]), "{row:?}");
     }

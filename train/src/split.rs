@@ -5,6 +5,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{Array, AsArray, RecordBatch, StringArray, UInt64Array};
 use datafusion::arrow::compute::take_record_batch;
 use datafusion::arrow::datatypes::UInt32Type;
+use datafusion::common::exec_err;
 use datafusion::error::Result;
 use datafusion::execution::DiskManager;
 
@@ -69,6 +70,7 @@ pub(crate) fn split(
     let mut scaled = Vec::new();
     let drained = table.drain(|table, batch| {
         design.encode(&batch, columns, &mut scaled);
+        check_scales(&scaled, design)?;
         let classes = classes(labels, &batch);
         let (mut calibrating, mut holding): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
         let parts = deal.parts(table, &batch, &classes);
@@ -106,7 +108,25 @@ pub(crate) fn split(
         Profile::Texts(texts) => texts.names,
         Profile::Numbers(_) => Vec::new(),
     });
-    Ok(Parts { train: train.finish()?, held_out: held_out.finish()?, calibration, parity_rows, texts: texts.collect() })
+    let train = train.finish()?;
+    // noise goes to the extremes of the training rows, in all sets
+    let held_out = held_out.finish()?.with_extremes_of(&train);
+    Ok(Parts { train, held_out, calibration, parity_rows, texts: texts.collect() })
+}
+
+/// Checks that scaled values are finite. With the scales of an existing model, values of another size may not be.
+///
+/// # Errors
+/// An execution error with the first column that does not fit.
+fn check_scales(scaled: &[f32], design: &Design) -> Result<()> {
+    match scaled.iter().position(|value| value.is_infinite()).and_then(|at| design.feature_of(at % design.width)) {
+        None => Ok(()),
+        Some(feature) => exec_err!(
+            "column \"{}\" has values that do not fit the scale of the model: mean and deviation are of rows of another size; \
+             train without warm_start and base_model",
+            feature.name
+        ),
+    }
 }
 
 impl Parts {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::dataset::Dataset;
 use crate::evaluate::labelled;
 use crate::fit::{FitOptions, generator};
-use crate::gradient::{Objective, Pass, Rows};
+use crate::gradient::{Loss, Objective, Pass, Rows};
 use crate::loss::sign;
 use crate::network::Network;
 use crate::optimizer::{Optimizer, OptimizerKind};
@@ -132,7 +132,10 @@ impl<'a> Fitting<'a> {
     /// With a penalty on the code, bounds the decoder weights of each code unit by the normal length of a row in the
     /// scaled space. Without this bound, a small code and large weights would evade the penalty.
     fn bound_decoder(&self, network: &mut Network) {
-        let Some(code) = self.objective.code.filter(|_| self.objective.l1_reg_activation > 0.0) else { return };
+        let Objective { loss, trained, code, l1_reg_activation, .. } = self.objective;
+        // the layer after the code of a classifier is its head
+        let is_decoder = |code: &usize| matches!(loss, Loss::Reconstruction { .. }) && trained.contains(code);
+        let Some(code) = code.filter(|_| *l1_reg_activation > 0.0).filter(is_decoder) else { return };
         let Some(decoder) = network.layers().get(code + 1).copied() else { return };
         let range = network.weight_range(code + 1);
         let longest = to_f32((decoder.outputs as f64).sqrt());

@@ -51,7 +51,9 @@ pub(crate) fn summary(
     if let Some(evaluation) = evaluate(&network, &plain(&network, squared), measured, seed)? {
         summary.push((error, json!(evaluation.loss)));
     }
-    let axes = match design.width <= MOST_PCA_COLUMNS {
+    // axes of rows with filled gaps are not the best ones
+    let has_axes = design.width <= MOST_PCA_COLUMNS && !parts.train.has_missing();
+    let axes = match has_axes {
         true => Axes::of(&parts.train, encoder.outputs().min(design.width), PCA_ROWS, context)?,
         false => Axes::mean_alone(&parts.train, context)?,
     };

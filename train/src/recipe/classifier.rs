@@ -32,10 +32,10 @@ pub(crate) fn train(
         FineTune::Head => first..network.layers().len(),
         FineTune::All => 0..network.layers().len(),
     };
+    // no penalty on the code: it belongs to the reconstruction
     let objective = Objective {
         dropout: recipe.config.dropout,
         code: Some(first - 1),
-        l1_reg_activation: recipe.config.l1_reg_activation,
         ..Objective::plain(Loss::CrossEntropy, trained)
     };
     let mut history = fit(&mut network, &objective, recipe.context, "head")?;

@@ -4,7 +4,7 @@ use aefusion_udfs::model::metadata::{Epoch, ErrorMetric};
 use datafusion::common::internal_err;
 use datafusion::error::Result;
 
-use super::{Recipe, Trained};
+use super::{Recipe, Trained, together};
 use crate::activation::Activation;
 use crate::config::Config;
 use crate::evaluate::evaluate;
@@ -31,6 +31,9 @@ pub(crate) fn fits(config: &Config, columns: usize) -> bool {
 /// Computes the network. The code holds the coordinates along the principal axes, as many as the narrowest layer has
 /// units.
 ///
+/// With missing values, this network is not the best one: the axes are of rows with filled gaps, and the error leaves the
+/// gaps out. Steps then improve the network.
+///
 /// # Source
 /// Baldi and Hornik, Neural Networks 2 (1989).
 pub(crate) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
@@ -44,6 +47,9 @@ pub(crate) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
         decoder: stack(recipe.decoder_layers(), &axes, false)?,
         head: None,
     };
+    if context.train.has_missing() {
+        return together::train(recipe, networks);
+    }
     let network = networks.encoder.then(&networks.decoder);
     let objective = recipe.reconstruct(&network, 0, None);
     let seed = recipe.config.fit.seed;
