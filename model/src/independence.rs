@@ -12,7 +12,7 @@ use crate::contract::{Contract, DECODER, PROBE_ROWS, TensorSpec, Values, shapes}
 use crate::metadata::{Role, RowMode};
 use crate::numbers::f64_from_usize;
 use crate::onnx::proto::{ModelProto, NodeProto};
-use crate::onnx::{Cut, Dataflow, cut, declare};
+use crate::onnx::{Cut, Dataflow, cut, declare, inline};
 use crate::runtime::{Input, Purpose, Session, Weights};
 use rows_axis::{Rows, follow};
 use samples::{of_codes, samples};
@@ -47,11 +47,14 @@ pub(crate) fn mixed_roles(
     weights: &Arc<Weights>,
 ) -> Result<BTreeMap<String, String>> {
     let mut mixed = BTreeMap::new();
-    let Some(graph) = &model.graph else { return Ok(mixed) };
+    // the analysis sees the operators of functions
+    let expanded = inline(model);
+    let analysed = expanded.as_ref().unwrap_or(model);
+    let Some(graph) = &analysed.graph else { return Ok(mixed) };
     if contract.graph_rows == Some(1) {
         return Ok(mixed);
     }
-    let flow = Dataflow::new(model, graph);
+    let flow = Dataflow::new(analysed, graph);
     let mut add = |name: &str, tensor: &TensorSpec, is_close: bool| {
         let is_cured = is_close
             && contract.graph_rows.is_none()
@@ -67,11 +70,11 @@ pub(crate) fn mixed_roles(
     let mut codes: Vec<Vec<f64>> = Vec::new();
     let rows = contract.graph_rows.unwrap_or(FOLLOWED);
     let inputs: Vec<&str> = contract.inputs.iter().map(|input| input.name.as_str()).collect();
-    let followed = follow(model, &inputs, &shapes(model, weights, &contract.inputs, rows), rows);
+    let followed = follow(analysed, &inputs, &shapes(analysed, weights, &contract.inputs, rows), rows);
     let where_rows = |tensor: &TensorSpec| followed.get(&tensor.name).copied().unwrap_or(Rows::Unknown);
     let mut runs = Runs::new(model, contract, weights, None, tensors.clone())?;
     runs.are_apart = tensors.iter().map(|tensor| matches!(where_rows(tensor), Rows::Axis { .. })).collect();
-    for (number, sample) in samples(model, contract, runs.compared, OTHERS).iter().enumerate() {
+    for (number, sample) in samples(analysed, contract, runs.compared, OTHERS).iter().enumerate() {
         let Some(base) = runs.check(sample) else { continue };
         if number == 0 && contract.graph_rows.is_none() && runs.mixes.contains(&true) {
             runs.measure_alone(sample, &base);

@@ -28,10 +28,11 @@ WE, WD = weight("we", RANDOM.normal(size=(4, 2))), weight("wd", RANDOM.normal(si
 ENDS = [node("MatMul", ["y", "we"], ["code"]), node("MatMul", ["code", "wd"], ["reconstruction"])]
 
 
-def save(name, nodes, weights=(), rows="N"):
-    graph = helper.make_graph([*nodes, *ENDS], name, [value("x", [rows, 4])],
+def save(name, nodes, weights=(), rows="N", ends=ENDS, functions=()):
+    graph = helper.make_graph([*nodes, *ends], name, [value("x", [rows, 4])],
                               [value("code", [rows, 2]), value("reconstruction", [rows, 4])], [WE, WD, *weights])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="by hand")
+    opsets = [helper.make_opsetid("", 18), *([helper.make_opsetid("own", 1)] if functions else [])]
+    model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=9, producer_name="by hand")
     onnx.checker.check_model(model)
     onnx.save(model, HERE / f"{name}.onnx")
 
@@ -94,6 +95,28 @@ def mixed():
     save("mixed_rare_if", [node("ReduceMax", ["x"], ["largest"], keepdims=0), node("Greater", ["largest", "limit"], ["is"]),
                            node("If", ["is"], ["y"], then_branch=branches[0], else_branch=branches[1])],
          [weight("limit", 1e12)])
+    in_functions()
+
+
+def function(name, outputs, nodes):
+    return helper.make_function("own", name, ["a"], outputs, nodes, [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)])
+
+
+def in_functions():
+    """What samples do not show is in functions, one in another."""
+    axes = node("Constant", [], ["axes"], value_ints=[0])
+    inner = function("Mean", ["c"], [axes, node("ReduceMean", ["a", "axes"], ["c"])])
+    outer = function("Centred", ["d"], [node("Mean", ["a"], ["b"], domain="own"), node("Sub", ["a", "b"], ["d"])])
+    rare = function("Rare", ["f"], [node("Constant", [], ["limit"], value_float=1e20), node("Greater", ["a", "limit"], ["is_large"]),
+                                    node("Centred", ["a"], ["e"], domain="own"), node("Where", ["is_large", "e", "a"], ["f"])])
+    save("mixed_rare_function", [node("Rare", ["x"], ["y"], domain="own")], functions=[inner, outer, rare])
+    scaled = function("Scaled", ["d"], [
+        node("Constant", [], ["mean"], value_floats=[1e6, -1e6, 3e5, 2e5]), node("Sub", ["a", "mean"], ["b"]),
+        node("Constant", [], ["deviation"], value_floats=[10.0, 20.0, 5.0, 1.0]), node("Div", ["b", "deviation"], ["c"]),
+        node("Tanh", ["c"], ["d"])])
+    split = [node("SplitToSequence", ["t"], ["rows"], axis=0), node("SequenceAt", ["rows", "place"], ["row"])]
+    save("mixed_scale_function", [node("Scaled", ["x"], ["t"], domain="own"), *split, node("Sub", ["t", "row"], ["y"])],
+         [weight("place", 0, I)], functions=[scaled])
 
 
 def apart():

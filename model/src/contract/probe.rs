@@ -1,6 +1,6 @@
 //! Types and shapes of the tensors of a graph, from a test run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use datafusion_common::error::Result;
@@ -9,7 +9,7 @@ use datafusion_common::plan_err;
 use super::values::Values;
 use super::{MAX_WIDTH, TensorSpec};
 use crate::metadata::Metadata;
-use crate::onnx::proto::{ModelProto, ValueInfoProto};
+use crate::onnx::proto::{ModelProto, NodeProto, ValueInfoProto};
 use crate::onnx::{Cut, computed_tensors, cut, declared_tensor};
 use crate::runtime::{Element, Input, Observed, Purpose, Session, Weights};
 
@@ -18,6 +18,19 @@ const MAX_FIXED: usize = 1 << 26;
 
 /// Rows of the test run: the multiple that every block is padded to.
 pub(crate) const PROBE_ROWS: usize = 16;
+
+/// Operators whose results are no tensors, or may be none, and cannot be read.
+const HIDDEN: [&str; 9] = [
+    "Optional",
+    "OptionalGetElement",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceErase",
+    "SequenceInsert",
+    "SequenceMap",
+    "SplitToSequence",
+    "ZipMap",
+];
 
 /// Inputs and tensors of a graph.
 #[derive(Debug)]
@@ -80,7 +93,10 @@ pub(crate) fn shapes(
     rows: usize,
 ) -> HashMap<String, Vec<usize>> {
     let Some(graph) = &model.graph else { return HashMap::new() };
-    let names: Vec<String> = computed_tensors(graph).map(str::to_owned).collect();
+    let is_hidden = |node: &NodeProto| HIDDEN.contains(&node.op_type());
+    let hidden: HashSet<&String> =
+        graph.node.iter().filter(|node| is_hidden(node)).flat_map(|node| &node.output).collect();
+    let names: Vec<String> = computed_tensors(graph).map(str::to_owned).filter(|name| !hidden.contains(name)).collect();
     let observed =
         open(model, weights, &names).and_then(|mut session| observe(&mut session, inputs, rows)).unwrap_or_default();
     let sizes = |shape: &[i64]| shape.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<Vec<usize>>>();

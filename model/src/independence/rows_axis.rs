@@ -154,7 +154,7 @@ pub(super) fn follow(
     let functions = model.functions.iter().map(|function| function.name()).collect();
     let known = inputs.iter().map(|name| ((*name).to_owned(), Rows::Axis { axis: 0, per: 1 })).collect();
     let mut walk = Walk { shapes, rows, version, functions, known };
-    walk.graph(graph);
+    walk.graph(graph, &Constants::default());
     walk.known
 }
 
@@ -167,8 +167,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn graph(&mut self, graph: &GraphProto) {
-        let constants = Constants::of(graph);
+    fn graph(&mut self, graph: &GraphProto, outer: &Constants<'_>) {
+        let constants = outer.clone().and(graph);
         for node in &graph.node {
             let found = self.node(node, &constants);
             for (place, name) in node.output.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
@@ -194,7 +194,7 @@ impl Walk<'_> {
             return vec![Rows::Same];
         }
         if kind == "If" {
-            return self.branches(node, inputs.first().copied().unwrap_or(Rows::Unknown));
+            return self.branches(node, inputs.first().copied().unwrap_or(Rows::Unknown), constants);
         }
         if inputs.contains(&Rows::Mixed) {
             return vec![Rows::Mixed];
@@ -220,11 +220,11 @@ impl Walk<'_> {
     }
 
     /// Both branches may run. A condition that combines rows decides for all rows of a block.
-    fn branches(&mut self, node: &NodeProto, condition: Rows) -> Vec<Rows> {
+    fn branches(&mut self, node: &NodeProto, condition: Rows, constants: &Constants<'_>) -> Vec<Rows> {
         let condition = if condition == Rows::Picked { Rows::Mixed } else { condition };
         let mut outputs = vec![condition; node.output.len()];
         for graph in node.attribute.iter().filter_map(|attribute| attribute.g.as_ref()) {
-            self.graph(graph);
+            self.graph(graph, constants);
             for (output, value) in outputs.iter_mut().zip(&graph.output) {
                 *output = match (*output, self.rows_of(value.name())) {
                     (Rows::Mixed, _) | (_, Rows::Mixed) => Rows::Mixed,

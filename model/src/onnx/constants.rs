@@ -4,26 +4,48 @@ use std::collections::HashMap;
 
 use half::f16;
 
-use super::proto::{GraphProto, TensorProto};
+use super::proto::{AttributeProto, GraphProto, TensorProto};
 
 /// Stored tensors by name: weights, and the outputs of `Constant`.
-#[derive(Debug)]
-pub(crate) struct Constants<'a>(HashMap<&'a str, &'a TensorProto>);
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Constants<'a>(HashMap<&'a str, Stored<'a>>);
+
+#[derive(Debug, Clone, Copy)]
+enum Stored<'a> {
+    Tensor(&'a TensorProto),
+    /// Numbers in an attribute.
+    Attribute(&'a AttributeProto),
+}
 
 impl<'a> Constants<'a> {
     /// The stored tensors of a graph.
     pub(crate) fn of(graph: &'a GraphProto) -> Self {
-        let stored = graph.initializer.iter().map(|tensor| (tensor.name(), tensor));
-        let constants = graph.node.iter().filter(|node| node.op_type() == "Constant").filter_map(|node| {
-            let tensor = node.attribute.iter().find_map(|attribute| attribute.t.as_ref())?;
-            Some((node.output.first()?.as_str(), tensor))
-        });
-        Self(stored.chain(constants).collect())
+        Self::default().and(graph)
+    }
+
+    /// Those of a sub-graph, too.
+    pub(crate) fn and(mut self, graph: &'a GraphProto) -> Self {
+        self.0.extend(graph.initializer.iter().map(|tensor| (tensor.name(), Stored::Tensor(tensor))));
+        self.0.extend(graph.node.iter().filter(|node| node.op_type() == "Constant").filter_map(|node| {
+            let attribute = node.attribute.first()?;
+            let stored = attribute.t.as_ref().map_or(Stored::Attribute(attribute), Stored::Tensor);
+            Some((node.output.first()?.as_str(), stored))
+        }));
+        self
     }
 
     /// The numbers of a tensor; none if it is not stored, or no tensor of numbers.
     pub(crate) fn numbers(&self, name: &str) -> Option<Vec<f64>> {
-        numbers(self.0.get(name)?)
+        match *self.0.get(name)? {
+            Stored::Tensor(tensor) => numbers(tensor),
+            Stored::Attribute(attribute) => Some(match attribute.name() {
+                "value_float" => vec![attribute.f().into()],
+                "value_floats" => attribute.floats.iter().copied().map(f64::from).collect(),
+                "value_int" => vec![crate::numbers::f64_from_i64(attribute.i())],
+                "value_ints" => attribute.ints.iter().copied().map(crate::numbers::f64_from_i64).collect(),
+                _ => return None,
+            }),
+        }
     }
 }
 
