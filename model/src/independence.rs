@@ -11,7 +11,7 @@ use datafusion_common::error::Result;
 use crate::contract::{Contract, DECODER, PROBE_ROWS, TensorSpec, Values, shapes};
 use crate::metadata::{Role, RowMode};
 use crate::numbers::f64_from_usize;
-use crate::onnx::proto::{ModelProto, NodeProto};
+use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto};
 use crate::onnx::{Cut, Dataflow, cut, declare, inline};
 use crate::runtime::{Input, Purpose, Session, Weights};
 use rows_axis::{Rows, follow};
@@ -24,6 +24,11 @@ const FOLLOWED: usize = 19;
 /// Largest difference that another kernel of ONNX Runtime may make where no operator combines rows, as a share of the
 /// largest number of the row.
 const KERNEL: f64 = 1e-5;
+/// Largest difference that another number of rows may make, as a share of the largest number of the row. One row has
+/// other kernels than a block, and quantised numbers may jump.
+const COUNT: f64 = 1e-2;
+/// Rows that run alone and in a block of copies.
+const SINGLE: usize = 8;
 /// Rows that stand beside them.
 const OTHERS: usize = 16;
 /// Rows of the largest block.
@@ -47,44 +52,73 @@ pub(crate) fn mixed_roles(
     weights: &Arc<Weights>,
 ) -> Result<BTreeMap<String, String>> {
     let mut mixed = BTreeMap::new();
+    let rows = contract.graph_rows.unwrap_or(FOLLOWED);
     // the analysis sees the operators of functions
     let expanded = inline(model);
     let analysed = expanded.as_ref().unwrap_or(model);
     let Some(graph) = &analysed.graph else { return Ok(mixed) };
+    let flow = Dataflow::new(analysed, graph);
+    for role in Role::ALL {
+        let Some(tensor) = contract.tensor(role).filter(|tensor| flow.depends_on(&tensor.name, &is_training)) else {
+            continue;
+        };
+        mixed.insert(role.name().to_owned(), training(tensor));
+    }
     if contract.graph_rows == Some(1) {
         return Ok(mixed);
     }
-    let flow = Dataflow::new(analysed, graph);
     let mut add = |name: &str, tensor: &TensorSpec, is_close: bool| {
         let is_cured = is_close
             && contract.graph_rows.is_none()
             && flow.depends_on(&tensor.name, &|node| DYNAMIC_QUANTISATION.contains(&node.op_type()))
             && !flow.depends_on(&tensor.name, &is_training);
         if !is_cured || contract.row_mode != RowMode::Alone {
-            mixed.insert(name.to_owned(), reason(tensor, is_cured));
+            mixed.entry(name.to_owned()).or_insert_with(|| reason(tensor, is_cured));
         }
     };
     let (roles, tensors): (Vec<Role>, Vec<&TensorSpec>) =
         Role::ALL.into_iter().filter_map(|role| Some((role, contract.tensor(role)?))).unzip();
     let code = roles.iter().position(|role| *role == Role::Code);
     let mut codes: Vec<Vec<f64>> = Vec::new();
-    let rows = contract.graph_rows.unwrap_or(FOLLOWED);
+    let mut unchecked: Vec<(&str, &TensorSpec)> = Vec::new();
     let inputs: Vec<&str> = contract.inputs.iter().map(|input| input.name.as_str()).collect();
     let followed = follow(analysed, &inputs, &shapes(analysed, weights, &contract.inputs, rows), rows);
     let where_rows = |tensor: &TensorSpec| followed.get(&tensor.name).copied().unwrap_or(Rows::Unknown);
     let mut runs = Runs::new(model, contract, weights, None, tensors.clone())?;
     runs.are_apart = tensors.iter().map(|tensor| matches!(where_rows(tensor), Rows::Axis { .. })).collect();
+    // one tensor may fail for rows that the others take
+    let mut apart: Vec<Option<Runs<'_>>> = tensors.iter().map(|_| None).collect();
+    let places = if tensors.len() > 1 { 0..tensors.len() } else { 0..0 };
+    let known_apart = runs.are_apart.clone();
+    let own = |place: usize| -> Result<Runs<'_>> {
+        let own = Runs::new(model, contract, weights, None, vec![tensors[place]])?;
+        Ok(Runs { are_apart: vec![known_apart[place]], ..own })
+    };
     for (number, sample) in samples(analysed, contract, runs.compared, OTHERS).iter().enumerate() {
-        let Some(base) = runs.check(sample) else { continue };
+        let base = runs.check(&sample.values, sample.is_ordinary);
+        if base.is_none() || (runs.failed_alone && sample.is_ordinary) {
+            for place in places.clone() {
+                if apart[place].is_none() {
+                    apart[place] = Some(own(place)?);
+                }
+                let found = apart[place].as_mut().and_then(|own| own.check(&sample.values, sample.is_ordinary));
+                codes.extend(found.filter(|_| base.is_none() && code == Some(place)).into_iter().flatten());
+            }
+        }
+        let Some(base) = base else { continue };
         if number == 0 && contract.graph_rows.is_none() && runs.mixes.contains(&true) {
-            runs.measure_alone(sample, &base);
+            runs.measure_alone(&sample.values, &base);
         }
         codes.extend(code.map(|place| base[place].clone()));
     }
     for (place, (role, tensor)) in roles.iter().zip(&tensors).enumerate() {
-        match runs.verdict(place) {
+        let own = apart[place].as_ref();
+        match runs.verdict(place).or_else(|| own?.verdict(0)) {
             Some(is_close) => add(role.name(), tensor, is_close),
             None if where_rows(tensor) == Rows::Mixed => add(role.name(), tensor, false),
+            None if runs.checked + own.map_or(0, |own| own.checked) == 0 && !runs.are_apart[place] => {
+                unchecked.push((role.name(), *tensor));
+            }
             None => {}
         }
     }
@@ -94,7 +128,7 @@ pub(crate) fn mixed_roles(
         decoder.are_apart = vec![matches!(where_rows(reconstruction), Rows::Axis { .. })];
         for (number, codes) in codes.iter().enumerate() {
             let Some(sample) = of_codes(entry, codes, OTHERS) else { continue };
-            let Some(base) = decoder.check(std::slice::from_ref(&sample)) else { continue };
+            let Some(base) = decoder.check(std::slice::from_ref(&sample), false) else { continue };
             if number == 0 && contract.graph_rows.is_none() && decoder.mixes.contains(&true) {
                 decoder.measure_alone(std::slice::from_ref(&sample), &base);
             }
@@ -103,12 +137,31 @@ pub(crate) fn mixed_roles(
             add(DECODER, reconstruction, is_close);
         }
     }
+    for (name, tensor) in unchecked {
+        mixed.entry(name.to_owned()).or_insert_with(|| {
+            format!(
+                "rows may influence each other in {tensor}: its operators do not show that they are independent, and no \
+                 rows that were tried give a result; export a graph that takes any numbers"
+            )
+        });
+    }
     Ok(mixed)
 }
 
+/// Whether a node takes its statistics from the rows of a block, or may do so.
 fn is_training(node: &NodeProto) -> bool {
-    let is_set = |name: &str| node.attribute.iter().any(|attribute| attribute.name() == name && attribute.i() != 0);
-    node.op_type() == "BatchNormalization" && is_set("training_mode")
+    let of_function = |attribute: &AttributeProto| !attribute.ref_attr_name().is_empty();
+    let is_set = |attribute: &AttributeProto| attribute.i() != 0 || of_function(attribute);
+    let mode = node.attribute.iter().find(|attribute| attribute.name() == "training_mode");
+    node.op_type() == "BatchNormalization" && mode.is_some_and(is_set)
+}
+
+/// ONNX Runtime also writes the statistics of a block over the stored ones, so a row depends on earlier blocks.
+fn training(tensor: &TensorSpec) -> String {
+    format!(
+        "rows influence each other in {tensor}: it depends on BatchNormalization in training mode; export a graph \
+         whose operators keep rows apart, in PyTorch after model.eval()"
+    )
 }
 
 fn reason(tensor: &TensorSpec, is_cured: bool) -> String {
@@ -126,9 +179,15 @@ struct Runs<'a> {
     outputs: Vec<&'a TensorSpec>,
     /// Rows of a run are a multiple of this.
     multiple: usize,
+    /// Whether the graph takes any number of rows.
+    is_free: bool,
     /// The first rows of a sample are compared; the others stand beside them.
     compared: usize,
     layouts: Vec<Layout>,
+    /// Samples that the graph took.
+    checked: usize,
+    /// Whether a row could not run alone.
+    failed_alone: bool,
     /// For each output, whether the analysis found no operator that combines rows.
     are_apart: Vec<bool>,
     /// For each output, whether two results of a row differed.
@@ -157,8 +216,11 @@ impl<'a> Runs<'a> {
             inputs: start.map_or_else(|| contract.inputs.clone(), |entry| vec![entry.clone()]),
             outputs,
             multiple: contract.graph_rows.unwrap_or(PROBE_ROWS),
+            is_free: contract.graph_rows.is_none(),
             compared,
             layouts: layouts(contract.graph_rows, compared, contract.widest),
+            checked: 0,
+            failed_alone: false,
             are_apart: vec![false; n],
             mixes: vec![false; n],
             distance: vec![0.0; n],
@@ -172,15 +234,36 @@ impl<'a> Runs<'a> {
 
     /// Compares the results of a sample in all layouts. Returns the results of the first one; none if the graph does
     /// not take these rows.
-    fn check(&mut self, values: &[Values]) -> Option<Vec<Vec<f64>>> {
+    fn check(&mut self, values: &[Values], is_ordinary: bool) -> Option<Vec<Vec<f64>>> {
         let first: Layout = (0..self.compared).map(Some).collect();
         let base = self.run(values, &first, self.multiple).ok()?;
+        self.checked += 1;
         for layout in self.layouts.clone() {
             if let Ok(found) = self.run(values, &layout, self.multiple) {
                 self.compare(&base, &found, &layout);
             }
         }
+        if self.is_free && is_ordinary {
+            self.compare_alone(values, &base);
+        }
         Some(base)
+    }
+
+    /// Compares rows in a block with a run of one row, without rows of zeros. A graph that counts its rows shows itself
+    /// here. A few rows may differ: where a number jumps, rounding decides.
+    fn compare_alone(&mut self, values: &[Values], base: &[Vec<f64>]) {
+        let rows = singles(self.compared);
+        let alone: Vec<_> = rows.iter().map(|row| self.run(values, &[Some(*row)], 1).ok()).collect();
+        self.failed_alone |= alone.iter().any(Option::is_none);
+        for (output, tensor) in self.outputs.iter().enumerate() {
+            let width = tensor.width();
+            let is_other = |(row, alone): (&usize, &Option<Vec<Vec<f64>>>)| {
+                let alone = alone.as_ref().and_then(|outputs| outputs[output].get(..width));
+                let beside = base[output].get(row * width..(row + 1) * width);
+                alone.zip(beside).is_some_and(|(alone, beside)| !within(COUNT, alone, beside))
+            };
+            self.mixes[output] |= rows.iter().zip(&alone).filter(|pair| is_other(*pair)).count() > rows.len() / 4;
+        }
     }
 
     fn compare(&mut self, base: &[Vec<f64>], found: &[Vec<f64>], layout: &[Option<usize>]) {
@@ -190,7 +273,7 @@ impl<'a> Runs<'a> {
             };
             let is_same = |(place, source): (usize, &Option<usize>)| match source {
                 Some(source) if *source < self.compared => match (row(base, *source), row(found, place)) {
-                    (Some(a), Some(b)) if self.are_apart[output] => nearly_same(&a, &b),
+                    (Some(a), Some(b)) if self.are_apart[output] => within(KERNEL, &a, &b),
                     (Some(a), Some(b)) => a.iter().zip(&b).all(|(a, b)| same(*a, *b)),
                     _ => false,
                 },
@@ -242,19 +325,28 @@ fn same(a: f64, b: f64) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
-/// Whether two rows differ by no more than the rounding of another kernel.
-fn nearly_same(a: &[f64], b: &[f64]) -> bool {
+/// Whether two rows differ by no more than a share of the largest number.
+fn within(share: f64, a: &[f64], b: &[f64]) -> bool {
     let largest = a.iter().filter(|number| number.is_finite()).fold(0_f64, |largest, number| largest.max(number.abs()));
-    a.iter().zip(b).all(|(a, b)| same(*a, *b) || (a - b).abs() <= KERNEL * largest)
+    a.iter().zip(b).all(|(a, b)| same(*a, *b) || (a - b).abs() <= share * largest)
 }
 
-/// The blocks in which the compared rows run: backwards, alone, shifted, among others, and in smaller and larger blocks.
+/// Rows of a sample that run alone and in a block of copies.
+fn singles(compared: usize) -> Vec<usize> {
+    (0..compared).step_by(compared.div_ceil(SINGLE).max(1)).collect()
+}
+
+/// The blocks in which the compared rows run: backwards, alone, shifted, among others and among copies, and in smaller and
+/// larger blocks.
 fn layouts(fixed: Option<usize>, compared: usize, widest: usize) -> Vec<Layout> {
     let rows = |rows: std::ops::Range<usize>| rows.map(Some);
     let others = |n: usize| (0..n).map(move |other| Some(compared + other % OTHERS));
     let last = compared.saturating_sub(1);
     let mut layouts: Vec<Layout> =
         vec![rows(0..compared).rev().collect(), vec![Some(0)], vec![Some(last / 2)], rows(1..compared).collect()];
+    // among copies, a row shows what it is without the others, also where one of them spoils the whole block
+    layouts
+        .extend(singles(compared).into_iter().map(|row| vec![Some(row); fixed.unwrap_or(PROBE_ROWS).min(LARGE_BLOCK)]));
     match fixed {
         Some(fixed) => {
             let few = (compared / 2).max(1);

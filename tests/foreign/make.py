@@ -44,6 +44,7 @@ def rare(name, statistic, weights=()):
          [weight("limit", 1e12), *weights])
 
 
+ROWS = [node("Shape", ["x"], ["shape"], end=1), node("Squeeze", ["shape"], ["n"])]
 AXIS0, LAST = weight("axis0", [0], I), weight("last", [-1], I)
 
 
@@ -95,7 +96,33 @@ def mixed():
     save("mixed_rare_if", [node("ReduceMax", ["x"], ["largest"], keepdims=0), node("Greater", ["largest", "limit"], ["is"]),
                            node("If", ["is"], ["y"], then_branch=branches[0], else_branch=branches[1])],
          [weight("limit", 1e12)])
+    counted()
+    training()
     in_functions()
+    failing()
+
+
+def counted():
+    """The number of rows counts, but blocks of 16, 32 and 48 rows give the same."""
+    body = helper.make_graph([node("Neg", ["state"], ["next"]), node("Identity", ["keep"], ["kept"])], "body",
+                             [helper.make_tensor_value_info("round", TensorProto.INT64, []),
+                              helper.make_tensor_value_info("keep", TensorProto.BOOL, []), value("state", None)],
+                             [helper.make_tensor_value_info("kept", TensorProto.BOOL, []), value("next", None)])
+    save("mixed_count_turns", [*ROWS, node("Loop", ["n", "", "x"], ["y"], body=body)])
+    save("mixed_count_limit", [*ROWS, node("Cast", ["n"], ["f"], to=TensorProto.FLOAT), node("Max", ["x", "f"], ["m"]),
+                               node("Tanh", ["m"], ["y"])])
+
+
+def training():
+    """Statistics of the block, which ONNX Runtime keeps for the next one: also with one row."""
+    weights = [weight("one", np.ones(4)), weight("zero", np.zeros(4))]
+    norm = ["one", "zero", "zero", "one"]
+    save("mixed_training_one", [node("BatchNormalization", ["x", *norm], ["n", "m", "v"], training_mode=1),
+                                node("Add", ["n", "m"], ["y"])], weights, rows=1)
+    inner = node("BatchNormalization", ["a", "b", "c", "d", "e"], ["f", "g", "h"])
+    inner.attribute.append(onnx.AttributeProto(name="training_mode", ref_attr_name="mode", type=onnx.AttributeProto.INT))
+    function = helper.make_function("own", "Norm", ["a", "b", "c", "d", "e"], ["f"], [inner], [helper.make_opsetid("", 18)], ["mode"])
+    save("mixed_training_function", [node("Norm", ["x", *norm], ["y"], domain="own", mode=1)], weights, rows=1, functions=[function])
 
 
 def function(name, outputs, nodes):
@@ -117,6 +144,18 @@ def in_functions():
     split = [node("SplitToSequence", ["t"], ["rows"], axis=0), node("SequenceAt", ["rows", "place"], ["row"])]
     save("mixed_scale_function", [node("Scaled", ["x"], ["t"], domain="own"), *split, node("Sub", ["t", "row"], ["y"])],
          [weight("place", 0, I)], functions=[scaled])
+
+
+def failing():
+    """The reconstruction fails for random rows, or for one row. The code must be checked all the same."""
+    body = helper.make_graph([node("Add", ["sum", "row"], ["next"]), node("Abs", ["next"], ["size"]), node("Exp", ["size"], ["out"])],
+                             "body", [value("sum", [4]), value("row", [4])], [value("next", [4]), value("out", [4])])
+    scan = node("Scan", ["zeros", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+    save("mixed_failing_rows", [scan, ENDS[0], node("Cast", ["y"], ["index"], to=TensorProto.INT64)],
+         [weight("zeros", np.zeros(4)), weight("table", [1, 3, 5])], ends=[node("Gather", ["table", "index"], ["reconstruction"])])
+    save("mixed_failing_row", [*ROWS, node("Cast", ["n"], ["f"], to=TensorProto.FLOAT), node("Max", ["x", "f"], ["m"]),
+                               node("Tanh", ["m"], ["y"]), ENDS[0], node("MatMul", ["code", "wd"], ["decoded"])],
+         [weight("at", [[1, 0]], I), weight("seven", [7])], ends=[node("ScatterND", ["decoded", "at", "seven"], ["reconstruction"])])
 
 
 def apart():

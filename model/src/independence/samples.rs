@@ -25,8 +25,20 @@ enum Draw {
     Unit,
     /// 0, 1 and 2, for numbers that are indices.
     Whole,
+    /// 0 and 1.
+    Binary,
+    /// Normal numbers; the deviation of a row is 10^3 to 10^14.
+    Huge,
     /// Normal numbers of this deviation, which a condition of the graph compares with.
     Around(f64),
+}
+
+/// Rows with the values of every input.
+#[derive(Debug)]
+pub(super) struct Sample {
+    pub(super) values: Vec<Values>,
+    /// Whether the numbers have an ordinary size. Otherwise, rounding may be as large as a result.
+    pub(super) is_ordinary: bool,
 }
 
 /// Operators that compare with a number.
@@ -34,14 +46,16 @@ const COMPARISONS: [&str; 6] = ["Greater", "GreaterOrEqual", "Less", "LessOrEqua
 /// Most numbers of comparisons that samples are drawn around.
 const MAX_AROUND: usize = 4;
 
-/// Samples of rows, each with the values of every input: `compared` rows, and larger ones after them.
-pub(super) fn samples(model: &ModelProto, contract: &Contract, compared: usize, others: usize) -> Vec<Vec<Values>> {
+/// Samples of rows: `compared` rows, and larger ones after them.
+pub(super) fn samples(model: &ModelProto, contract: &Contract, compared: usize, others: usize) -> Vec<Sample> {
     let Some(graph) = &model.graph else { return Vec::new() };
     let scales = scales(graph, &contract.inputs);
     let draws = [Draw::Normalised, Draw::Plain, Draw::Wide, Draw::Unit, Draw::Whole];
     let is_plain = scales.iter().all(|scale| *scale == Scale::default());
     let draws = draws.into_iter().filter(|draw| *draw != Draw::Plain || !is_plain);
-    let draws = draws.chain(compared_with(graph).into_iter().map(Draw::Around));
+    let draws = draws.chain(compared_with(graph).into_iter().map(Draw::Around)).chain([Draw::Binary]);
+    // the place in a fixed batch changes the rounding, which may change everything here
+    let draws = draws.chain(contract.graph_rows.is_none().then_some(Draw::Huge));
     let mut random = Random::new(0);
     let mut sample = |draw: Draw| {
         let mut first = 0;
@@ -56,7 +70,8 @@ pub(super) fn samples(model: &ModelProto, contract: &Contract, compared: usize, 
                 },
             );
         }
-        values
+        let is_ordinary = !matches!(draw, Draw::Wide | Draw::Huge | Draw::Around(_));
+        Sample { values, is_ordinary }
     };
     draws.map(&mut sample).collect()
 }
@@ -73,15 +88,17 @@ fn numbers(draw: Draw, scales: &[Scale], compared: usize, others: usize, random:
     for row in 0..compared + others {
         let size = match (draw, row < compared) {
             (Draw::Wide, _) => 10_f64.powf(random.unit() * 6.0 - 3.0),
+            (Draw::Huge, _) => 10_f64.powf(random.unit() * 11.0 + 3.0),
             (_, true) => 1.0,
             (_, false) => OTHER_SCALE,
         };
         numbers.extend(scales.iter().map(|scale| match draw {
             Draw::Normalised => scale.center + scale.deviation * size * random.normal(),
-            Draw::Plain | Draw::Wide => size * random.normal(),
+            Draw::Plain | Draw::Wide | Draw::Huge => size * random.normal(),
             Draw::Around(deviation) => deviation * random.normal(),
             Draw::Unit => random.unit(),
             Draw::Whole => f64_from_usize(random.below(3)),
+            Draw::Binary => f64_from_usize(random.below(2)),
         }));
     }
     numbers
