@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use xtask::kafka;
 use xtask::python::environment;
 
-use crate::{cargo, cargo_command, demo, lint, program, root, run, say, setup};
+use crate::{cargo, cargo_command, demo, fuzz, lint, program, root, run, say, setup};
 
 /// The targets that have tests. The other executables of the workspace have none, and each would be linked with all of
 /// DataFusion.
@@ -63,7 +63,7 @@ fn tests(times: &mut Times, tools: Tools, is_ci: bool, others: impl FnOnce(&mut 
     let mut kafka_tests = PathBuf::new();
     times.step("build of the tests", || {
         kafka_tests = build_tests()?;
-        cargo(["build", "--workspace", "--bin", "aefusion", "--bin", "embedded"])
+        cargo(["build", "--workspace", "--bin", "aefusion", "--bin", "aefusion-fuzz", "--bin", "embedded"])
     })?;
     let python = tools.wait()?;
     let with_tools = |command: &mut Command| {
@@ -80,6 +80,7 @@ fn tests(times: &mut Times, tools: Tools, is_ci: bool, others: impl FnOnce(&mut 
     let passed = times
         .step("tests", || run(&mut command))
         .and_then(|()| times.step("tests in documentation", || run(&mut patient(["test", "--workspace", "--doc"]))))
+        .and_then(|()| times.step("mutants", || fuzz::few(&python)))
         .and_then(|()| others(times));
     // waits even if another step failed: a test that is killed leaves its broker behind
     kafka_tests.finish(times).and(passed)

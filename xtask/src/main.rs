@@ -1,7 +1,8 @@
-//! Tasks of this repository: `cargo xtask setup | demo | kafka | test | lint | ci | bench`.
+//! Tasks of this repository: `cargo xtask setup | demo | kafka | test | fuzz | lint | ci | bench`.
 
 mod bench;
 mod demo;
+mod fuzz;
 mod gate;
 mod lint;
 mod program;
@@ -42,6 +43,8 @@ enum Task {
     },
     /// Run all tests
     Test,
+    /// Try mutants of model files, and compare their results with those of ONNX Runtime in Python, row by row
+    Fuzz(fuzz::Fuzz),
     /// Check prose, links, files and crates by the rules of this repository
     Lint {
         /// Only findings in these files and folders
@@ -84,6 +87,7 @@ fn run_task(task: Task) -> Result<()> {
         Task::Demo { what: Some(Demo::Stream) } => demo::stream(),
         Task::Kafka { command } => kafka(&command),
         Task::Test => gate::test(),
+        Task::Fuzz(fuzz) => fuzz::run(&fuzz),
         Task::Lint { paths } => lint::run(&paths),
         Task::Ci => gate::ci(),
         Task::Bench { what, write } => bench::run(&what, write),

@@ -11,13 +11,14 @@ use super::Finding;
 use crate::cargo_command;
 
 /// A member, and the members that it may use.
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("aefusion-model", &[]),
     ("aefusion-udfs", &["aefusion-model"]),
     ("aefusion-train", &["aefusion-udfs"]),
     ("aefusion-stream", &["aefusion-udfs"]),
     ("aefusion", &["aefusion-udfs", "aefusion-train", "aefusion-stream"]),
     ("embedded", &["aefusion-udfs", "aefusion-train", "aefusion-stream"]),
+    ("aefusion-fuzz", &["aefusion-model"]),
     ("stream-bench", &[]),
     ("xtask", &[]),
 ];
