@@ -10,9 +10,9 @@ use crate::calibration::Calibration;
 use crate::contract::{Contract, TensorSpec};
 use crate::file::{ModelFile, declared_width};
 use crate::independence::mixed_roles;
-use crate::metadata::{Metadata, Role};
+use crate::metadata::{Metadata, RandomMode, Role};
 use crate::onnx::proto::ModelProto;
-use crate::onnx::{DECODER_PREFIX, LargeTensors, Limits, computed_tensors, encode, join, merge, parse};
+use crate::onnx::{DECODER_PREFIX, LargeTensors, Limits, at_mean, computed_tensors, encode, join, merge, parse};
 use crate::runtime::{Purpose, Weights};
 use crate::suggest;
 
@@ -85,6 +85,9 @@ fn described(mut graph: ModelProto, options: Metadata) -> Result<Bytes> {
     let is_calibration_given = options.calibration.is_some();
     let own = Metadata::read(&graph)?;
     let mut metadata = options.or(own.clone());
+    if metadata.random == Some(RandomMode::Mean) {
+        at_mean(&mut graph)?;
+    }
     join_heads(&mut graph, &mut metadata)?;
     let was_calibrated = own.calibration.is_some() && !is_calibration_given;
     let old = if was_calibrated { Contract::discover(&graph, &own, &weights).ok() } else { None };

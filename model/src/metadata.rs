@@ -61,6 +61,14 @@ pub enum RowMode {
     Alone,
 }
 
+/// How random operators run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EnumString, IntoStaticStr, VariantNames, Serialize, Deserialize)]
+#[strum(serialize_all = "snake_case", ascii_case_insensitive)]
+pub enum RandomMode {
+    /// At their mean: a normal number is its mean, a uniform number its midpoint, and Dropout keeps all.
+    Mean,
+}
+
 /// One input of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Feature {
@@ -208,6 +216,8 @@ pub struct Metadata {
     pub null_policy: Option<NullPolicy>,
     /// See [`RowMode`].
     pub rows: Option<RowMode>,
+    /// See [`RandomMode`]. Without it, tensors that depend on a random operator are not used.
+    pub random: Option<RandomMode>,
     /// Roles that are not used because rows influence each other in their tensors, with the reason. Also `decoder`.
     pub mixed_rows: BTreeMap<String, String>,
     /// Expected share of anomalies, 0 to 0.5.
@@ -286,6 +296,7 @@ impl Metadata {
             "reconstruction_features" => self.reconstruction_features = Some(json(value)?),
             "error_metric" => self.error_metric = Some(ErrorMetric::parse("error_metric", value)?),
             "null_policy" => self.null_policy = Some(NullPolicy::parse("null_policy", value)?),
+            "random" => self.random = Some(RandomMode::parse("random", value)?),
             "rows" => self.rows = Some(RowMode::parse("rows", value)?),
             "mixed_rows" => self.mixed_rows = json(value)?,
             "contamination" => self.contamination = Some(parse_contamination(value)?),
@@ -327,6 +338,7 @@ impl Metadata {
             ("error_metric", self.error_metric.map(|metric| metric.name().to_owned())),
             ("null_policy", self.null_policy.map(|policy| policy.name().to_owned())),
             ("rows", self.rows.filter(|rows| *rows != RowMode::default()).map(|rows| rows.name().to_owned())),
+            ("random", self.random.map(|random| random.name().to_owned())),
             ("mixed_rows", json_of(&Some(&self.mixed_rows).filter(|mixed| !mixed.is_empty()))?),
             ("contamination", self.contamination.map(|share| share.to_string())),
             ("calibration", json_of(&self.calibration)?),
@@ -343,7 +355,7 @@ impl Metadata {
     }
 
     fn replaces(&self, key: &str) -> bool {
-        const OWN: [&str; 14] = [
+        const OWN: [&str; 15] = [
             "format_version",
             "features",
             "code_width",
@@ -352,6 +364,7 @@ impl Metadata {
             "error_metric",
             "null_policy",
             "rows",
+            "random",
             "mixed_rows",
             "contamination",
             "calibration",
@@ -400,6 +413,7 @@ impl Metadata {
             error_metric: self.error_metric.or(other.error_metric),
             null_policy: self.null_policy.or(other.null_policy),
             rows: self.rows.or(other.rows),
+            random: self.random.or(other.random),
             mixed_rows: if self.mixed_rows.is_empty() { other.mixed_rows } else { self.mixed_rows },
             contamination: self.contamination.or(other.contamination),
             calibration: self.calibration.or(other.calibration),

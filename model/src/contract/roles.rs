@@ -11,7 +11,7 @@ use super::reconstructed::{Match, match_inputs, named};
 use super::{Found, TensorSpec};
 use crate::metadata::{Feature, Metadata, Role};
 use crate::onnx::proto::{GraphProto, ModelProto};
-use crate::onnx::{Dataflow, Need, computed_tensors, decoder_entry, heads_of};
+use crate::onnx::{Dataflow, Need, WITH_MEAN, computed_tensors, decoder_entry, heads_of};
 use crate::runtime::Element;
 use crate::suggest;
 
@@ -452,9 +452,13 @@ fn text(error: &DataFusionError) -> String {
 }
 
 fn random(tensor: &TensorSpec, operator: &str) -> String {
+    let remedy = match WITH_MEAN.contains(&operator) {
+        true => "the option random = 'mean' runs the graph at the mean of its random operators",
+        false => "it has no mean that could replace it: export a graph without it",
+    };
     format!(
         "{tensor} depends on the random operator {operator}; it is not used, because a query must give the same result \
-         each time"
+         each time; {remedy}"
     )
 }
 

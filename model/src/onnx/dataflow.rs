@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::WITH_MEAN;
 use super::dependence::{KNOWN_VERSION, Need, needs};
 use super::proto::{FunctionProto, GraphProto, NodeProto, TensorProto};
 
@@ -38,24 +39,32 @@ pub(super) fn has_subgraph(node: &NodeProto) -> bool {
 /// Facts about a file that identify random operators.
 #[derive(Default)]
 struct Random<'a> {
-    /// Functions of the file that contain a random operator.
-    functions: HashSet<&'a str>,
+    /// Functions of the file that contain a random operator, and the operator.
+    functions: HashMap<&'a str, &'a str>,
     /// Stored tensors with the value false.
     falses: HashSet<&'a str>,
 }
 
-impl Random<'_> {
-    fn is_random(&self, node: &NodeProto) -> bool {
-        RANDOM.contains(&node.op_type())
-            || self.functions.contains(node.op_type())
-            || (node.op_type() == "Dropout" && self.is_training(node))
-            || subgraphs(node).flat_map(|graph| &graph.node).any(|node| self.is_random(node))
+impl<'a> Random<'a> {
+    /// The random operator that a node is or contains. One without a mean comes first.
+    fn operator(&self, node: &'a NodeProto) -> Option<&'a str> {
+        let kind = node.op_type();
+        let own = match RANDOM.contains(&kind) || (kind == "Dropout" && self.is_training(node)) {
+            true => Some(kind),
+            false => self.functions.get(kind).copied(),
+        };
+        let inner = subgraphs(node).flat_map(|graph| &graph.node).filter_map(|node| self.operator(node));
+        first_without_mean(own.into_iter().chain(inner))
     }
 
     /// Whether the third input of Dropout, `training_mode`, exists and may be true.
     fn is_training(&self, dropout: &NodeProto) -> bool {
         dropout.input.get(2).is_some_and(|name| !name.is_empty() && !self.falses.contains(name.as_str()))
     }
+}
+
+fn first_without_mean<'a>(operators: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    operators.min_by_key(|operator| WITH_MEAN.contains(operator))
 }
 
 fn is_false(tensor: &TensorProto) -> bool {
@@ -74,7 +83,8 @@ pub(crate) struct Dataflow<'a> {
     graph: &'a GraphProto,
     functions: &'a [FunctionProto],
     producer: HashMap<&'a str, usize>,
-    random: Vec<bool>,
+    /// For each node, the random operator that it is or contains.
+    random: Vec<Option<&'a str>>,
     /// For each node, whether it is an operator of ONNX, in a version that [`needs`] knows.
     known: Vec<bool>,
 }
@@ -105,8 +115,9 @@ impl<'a> Dataflow<'a> {
         let mut random_kinds = Random::default();
         for _ in &model.functions {
             for function in &model.functions {
-                if function.node.iter().any(|node| random_kinds.is_random(node)) {
-                    random_kinds.functions.insert(function.name());
+                let operators = function.node.iter().filter_map(|node| random_kinds.operator(node));
+                if let Some(operator) = first_without_mean(operators) {
+                    random_kinds.functions.insert(function.name(), operator);
                 }
             }
         }
@@ -117,7 +128,7 @@ impl<'a> Dataflow<'a> {
         });
         let falses = stored.chain(constants).filter(|(_, tensor)| is_false(tensor));
         random_kinds.falses = falses.map(|(name, _)| name).collect();
-        let random = graph.node.iter().map(|node| random_kinds.is_random(node)).collect();
+        let random = graph.node.iter().map(|node| random_kinds.operator(node)).collect();
         let own: HashSet<&str> = model.functions.iter().map(FunctionProto::name).collect();
         let versions = model.opset_import.iter().filter(|import| matches!(import.domain(), "" | "ai.onnx"));
         let is_recent = versions.map(|import| import.version()).all(|version| version <= KNOWN_VERSION);
@@ -223,10 +234,10 @@ impl<'a> Dataflow<'a> {
         })
     }
 
-    /// The random operator on whose values `output` depends, if any.
+    /// The random operator on whose values `output` depends, if any. One without a mean comes first.
     pub(crate) fn random_source(&self, output: &str) -> Option<&'a str> {
         let nodes = self.reached(&[output], &[]).nodes;
-        nodes.into_iter().find(|index| self.random[*index]).map(|index| self.graph.node[index].op_type())
+        first_without_mean(nodes.into_iter().filter_map(|index| self.random[index]))
     }
 }
 

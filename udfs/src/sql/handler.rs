@@ -30,7 +30,7 @@ use crate::suggest;
 use crate::tables::ModelsTable;
 
 /// Options that describe the contract of a file.
-const CONTRACT_OPTIONS: [&str; 12] = [
+const CONTRACT_OPTIONS: [&str; 13] = [
     "input_cols",
     "code",
     "reconstruction",
@@ -42,6 +42,7 @@ const CONTRACT_OPTIONS: [&str; 12] = [
     "error_metric",
     "null_policy",
     "rows",
+    "random",
     "contamination",
 ];
 
@@ -373,6 +374,9 @@ fn properties(model: &Model) -> Vec<(String, String)> {
         properties.push(("fixed_batch", rows.to_string()));
     }
     let metadata = model.metadata();
+    if let Some(random) = metadata.random {
+        properties.push(("random", random.name().to_owned()));
+    }
     if let Some(calibration) = &metadata.calibration {
         properties.push(("calibration_rows", calibration.rows.to_string()));
         properties.push(("smallest_p_value", calibration.smallest_p_value().to_string()));
@@ -414,6 +418,7 @@ fn take_metadata(options: &mut Options) -> Result<Metadata> {
         error_metric: options.take_choice("error_metric")?,
         null_policy: options.take_choice("null_policy")?,
         rows: options.take_choice("rows")?,
+        random: options.take_choice("random")?,
         contamination: options
             .take_number("contamination")?
             .map(|share| parse_contamination(&share.to_string()))
