@@ -170,12 +170,8 @@ pub fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
             );
         }
     }
-    if let Some(accuracy) = number("held_out_accuracy") {
-        lines.push(format!("accuracy on the held-out rows: {accuracy:.4}"));
-    }
-    if let Some(accuracy) = number("training_accuracy") {
-        lines.push(format!("accuracy on the training rows: {accuracy:.4}"));
-    }
+    lines.extend(scores(summary, "held_out", "held-out"));
+    lines.extend(scores(summary, "training", "training"));
     lines.push(match (number("threshold"), number("calibration_rows")) {
         (Some(threshold), _) => format!(
             "calibrated on {} other rows: an error of {threshold:.5} or more is an anomaly",
@@ -203,6 +199,34 @@ pub fn summary_lines(summary: &BTreeMap<String, Value>) -> Vec<String> {
     }
     if value("interrupted").is_some() {
         lines.push("interrupted: the model is the best epoch so far".to_owned());
+    }
+    lines
+}
+
+/// Accuracy, macro-F1, recalls and confusion of a classifier on the rows of a part, whose names begin with `prefix`.
+fn scores(summary: &BTreeMap<String, Value>, prefix: &str, part: &str) -> Vec<String> {
+    /// Classes that have a line each.
+    const MOST_LINES: usize = 20;
+    let value = |name: &str| summary.get(&format!("{prefix}_{name}"));
+    let Some(accuracy) = value("accuracy").and_then(Value::as_f64) else { return Vec::new() };
+    let f1 = value("macro_f1").and_then(Value::as_f64).map(|f1| format!(", macro-F1 {f1:.4}")).unwrap_or_default();
+    let mut lines = vec![format!("accuracy on the {part} rows: {accuracy:.4}{f1}")];
+    let list = |name: &str| value(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let (recalls, confusion) = (list("recall"), list("confusion"));
+    let label = |class: usize| recalls[class][0].as_str().unwrap_or_default();
+    if recalls.len() > MOST_LINES || recalls.len() != confusion.len() {
+        return lines;
+    }
+    for (class, (recall, row)) in recalls.iter().zip(confusion).enumerate() {
+        let counts: Vec<u64> = row.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+        let Some(recall) = recall[1].as_f64() else {
+            lines.push(format!("  {}: none of these rows", label(class)));
+            continue;
+        };
+        let others = counts.iter().enumerate().filter(|(other, count)| *other != class && **count > 0);
+        let others: Vec<String> = others.map(|(other, count)| format!("{count} as {}", label(other))).collect();
+        let wrong = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
+        lines.push(format!("  {}: recall {recall:.4} of {} rows{wrong}", label(class), counts.iter().sum::<u64>()));
     }
     lines
 }

@@ -34,6 +34,8 @@ crate::harness::tests! {
     async a_wide_model_that_learned_nothing_shows_it,
     async a_classifier_lists_the_options_of_its_base,
     async a_warm_start_keeps_its_options,
+    async a_classifier_is_scored_class_by_class,
+    async a_class_without_training_rows_is_an_error,
     async other_programs_compute_the_same_from_the_exported_file,
 }
 
@@ -413,4 +415,68 @@ async fn other_programs_compute_the_same_from_the_exported_file() {
         let printed = String::from_utf8_lossy(&output.stdout);
         assert_eq!(printed, "1000 rows agree\n", "{activation}: {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+async fn a_classifier_is_scored_class_by_class() {
+    let session = session();
+    session.context().register_batch("t", rows(4_000, 3, 31)).unwrap();
+    run(
+        &session,
+        "CREATE VIEW l AS SELECT x0 + CASE WHEN id % 50 = 0 THEN 2.5 ELSE 0 END AS x0, x1, x2,
+                CASE WHEN id % 50 = 0 THEN 'rare' ELSE 'common' END AS y FROM t",
+    )
+    .await;
+    let mut recalls = Vec::new();
+    for (model, weight) in [("equal", ""), ("balanced", ", class_weight = 'balanced'")] {
+        run(
+            &session,
+            &format!(
+                "CREATE MODEL {model} OPTIONS (model_type = 'classifier', input_label_cols = 'y', max_iterations = 20{weight})
+                     AS SELECT * FROM l"
+            ),
+        )
+        .await;
+        let recall = format!("SELECT avg((ae_predict('{model}') = 'rare')::DOUBLE) FROM l WHERE y = 'rare'");
+        recalls.push(numbers(&session, &recall).await[0]);
+        let listed = described(&session, model).await;
+        let json = |name: &str| -> serde_json::Value {
+            serde_json::from_str(&listed[&format!("training.held_out_{name}")]).unwrap()
+        };
+        let confusion: Vec<Vec<f64>> = serde_json::from_value(json("confusion")).unwrap();
+        let [[cc, cr], [rc, rr]] = [[confusion[0][0], confusion[0][1]], [confusion[1][0], confusion[1][1]]];
+        assert!((cc + cr + rc + rr - json_number(&listed["training.held_out_rows"])).abs() < 1e-9);
+        // of 80 rows, some 8 calibrate, and a ninth of the others is held out
+        assert!((6.0..=9.0).contains(&(rc + rr)), "{confusion:?}");
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found}, not {expected}");
+        near(json_number(&listed["training.held_out_accuracy"]), (cc + rr) / (cc + cr + rc + rr));
+        let f1 = |right: f64, others: f64| 2.0 * right / (2.0 * right + others);
+        near(json_number(&listed["training.held_out_macro_f1"]), 0.5 * (f1(cc, cr + rc) + f1(rr, cr + rc)));
+        let expected = serde_json::json!([["common", cc / (cc + cr)], ["rare", rr / (rc + rr)]]);
+        assert_eq!(json("recall"), expected);
+    }
+    assert!(recalls[1] > recalls[0] + 0.2, "balanced classes are found more often: {recalls:?}");
+}
+
+fn json_number(text: &str) -> f64 {
+    text.parse().unwrap()
+}
+
+async fn a_class_without_training_rows_is_an_error() {
+    let session = session();
+    session.context().register_batch("t", rows(1_000, 3, 32)).unwrap();
+    let train = |option: &str, label: &str| {
+        format!(
+            "CREATE OR REPLACE MODEL m OPTIONS (model_type = 'classifier', input_label_cols = 'y', max_iterations = 1{option})
+                 AS SELECT *, {label} AS y FROM t"
+        )
+    };
+    let late = "CASE WHEN id >= 950 THEN 'late' WHEN x0 > 0 THEN 'up' ELSE 'down' END";
+    let sql = train(", split_by_time = 'id'", late);
+    let refused = session.context().ae_sql(&sql).await.unwrap_err().to_string();
+    assert!(refused.contains("label 'late' of column \"y\" has no training row"), "{refused}");
+    // by a hash, two rows of a class are training rows if they do not calibrate
+    let rare = "CASE WHEN id IN (3, 5) THEN 'rare' WHEN x0 > 0 THEN 'up' ELSE 'down' END";
+    run(&session, &train(", calibration_share = 0", rare)).await;
+    let listed = described(&session, "m").await;
+    assert!(listed["training.held_out_recall"].contains("[\"rare\",null]"), "{listed:?}");
 }

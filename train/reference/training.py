@@ -66,7 +66,7 @@ def category_rows(rng):
     return rows, missing, np.array([0, 0, 0, 0, 1], np.float32)
 
 
-def case(number, activation, loss, optimiser, l1_code, l1_reg=0.0, l2_reg=0.0, categories=False):
+def case(number, activation, loss, optimiser, l1_code, l1_reg=0.0, l2_reg=0.0, categories=False, balanced=False):
     rng = np.random.default_rng(number)
     widths = WIDTHS if loss != "cross_entropy" else [5, 4, 3, CLASSES]
     activations = [activation] * (len(widths) - 2) + ["linear"]
@@ -77,6 +77,8 @@ def case(number, activation, loss, optimiser, l1_code, l1_reg=0.0, l2_reg=0.0, c
     weights, biases = parameters[::2], parameters[1::2]
     rows, missing, fill = category_rows(rng) if categories else number_rows(rng, widths[0], loss)
     labels = rng.integers(0, CLASSES, ROWS)
+    # class_weight = 'balanced' of scikit-learn
+    class_weights = ROWS / (CLASSES * np.maximum(np.bincount(labels, minlength=CLASSES), 1)) if balanced else np.array([])
     given = torch.tensor(~missing, dtype=torch.float32)
     x = torch.tensor(np.where(missing, fill, rows).astype(np.float32))
     steps = []
@@ -88,7 +90,10 @@ def case(number, activation, loss, optimiser, l1_code, l1_reg=0.0, l2_reg=0.0, c
             h = ACTIVATIONS[name](h @ parameters[2 * i] + parameters[2 * i + 1])
             code = h if i == 1 else code
         if loss == "cross_entropy":
-            value = torch.nn.functional.cross_entropy(h, torch.tensor(labels))
+            losses = torch.nn.functional.cross_entropy(h, torch.tensor(labels), reduction="none")
+            if balanced:
+                losses = losses * torch.tensor(class_weights, dtype=torch.float32)[labels]
+            value = losses.mean()
         else:
             difference = (h - x).abs() if loss == "mae" else (h - x) ** 2
             value = ((difference * given).sum(1) / given.sum(1)).mean()
@@ -119,6 +124,7 @@ def case(number, activation, loss, optimiser, l1_code, l1_reg=0.0, l2_reg=0.0, c
         "rows": [[None if m else float(v) for v, m in zip(row, gap)] for row, gap in zip(rows, missing)],
         "fill": [float(v) for v in fill],
         "labels": [int(label) for label in labels],
+        "class_weights": [float(np.float32(weight)) for weight in class_weights],
         "steps": steps,
     }
 
@@ -191,6 +197,7 @@ steps = [
     case(18, "tanh", "cross_entropy", "adamw", 0.0, l1_reg=0.01, l2_reg=0.5),
     case(19, "tanh", "mse", "adam", 0.0, categories=True),
     case(20, "selu", "mae", "sgd", 0.2, l2_reg=0.01, categories=True),
+    case(21, "tanh", "cross_entropy", "adam", 0.0, balanced=True),
 ]
 linear = lambda optimiser, epochs: torch.optim.lr_scheduler.LinearLR(
     optimiser, start_factor=1.0, end_factor=0.0, total_iters=epochs

@@ -21,7 +21,7 @@ use crate::optimizer::OptimizerKind;
 use aefusion_udfs::numbers::to_f32;
 
 /// All options of a trained model.
-pub(crate) const OPTIONS: [&str; 34] = [
+pub(crate) const OPTIONS: [&str; 35] = [
     "model_type",
     "hidden_units",
     "activation_fn",
@@ -52,6 +52,7 @@ pub(crate) const OPTIONS: [&str; 34] = [
     "fine_tune",
     "input_label_cols",
     "head_units",
+    "class_weight",
     "warm_start",
     "on_interrupt",
     "seed",
@@ -78,6 +79,31 @@ pub(crate) enum FineTune {
     Head,
     /// Encoder and head.
     All,
+}
+
+/// The weights of classes in the loss of a classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case", ascii_case_insensitive)]
+pub(crate) enum ClassWeight {
+    /// All rows have the weight 1.
+    Equal,
+    /// All classes have the same weight in total.
+    Balanced,
+}
+
+impl ClassWeight {
+    /// The weight of a row of each class, for classes of so many training rows. The mean over the rows is 1.
+    ///
+    /// # Source
+    /// `class_weight = 'balanced'` of scikit-learn: the number of rows / (the number of classes · the rows of the class).
+    pub(crate) fn of_rows(self, classes: &[usize]) -> Vec<f32> {
+        let rows = classes.iter().sum::<usize>() as f64;
+        let balanced = |n: &usize| to_f32(rows / (classes.len() as f64 * (*n).max(1) as f64));
+        match self {
+            Self::Equal => vec![1.0; classes.len()],
+            Self::Balanced => classes.iter().map(balanced).collect(),
+        }
+    }
 }
 
 /// The effect of Ctrl-C on a training.
@@ -130,6 +156,7 @@ pub(crate) struct ClassifierOptions {
     pub(crate) fine_tune: FineTune,
     /// The widths of hidden layers between code and logits.
     pub(crate) head_units: Vec<usize>,
+    pub(crate) class_weight: ClassWeight,
 }
 
 /// All options of a training.
@@ -413,7 +440,7 @@ fn noise(taker: &mut Taker) -> Result<Option<Noise>> {
 
 /// Takes the options of a classifier.
 fn classifier(taker: &mut Taker, is_classifier: bool) -> Result<Option<ClassifierOptions>> {
-    const ONLY: [&str; 4] = ["base_model", "fine_tune", "input_label_cols", "head_units"];
+    const ONLY: [&str; 5] = ["base_model", "fine_tune", "input_label_cols", "head_units", "class_weight"];
     if !is_classifier {
         if let Some(key) = ONLY.into_iter().find(|key| taker.options.contains(key)) {
             return plan_err!(
@@ -441,5 +468,6 @@ fn classifier(taker: &mut Taker, is_classifier: bool) -> Result<Option<Classifie
         fine_tune: taker.choice("fine_tune", default)?,
         base_model,
         head_units: taker.widths("head_units")?.unwrap_or_default(),
+        class_weight: taker.choice("class_weight", ClassWeight::Equal)?,
     }))
 }

@@ -65,7 +65,7 @@ impl Finished<'_> {
     /// An internal error if ONNX Runtime computes other results from the file than the networks give. An execution error
     /// if rows cannot be read back, or if the training was aborted.
     pub(crate) fn file(mut self, name: &ModelName, limits: &Limits) -> Result<Bytes> {
-        let (statistics, classes) = (std::mem::take(&mut self.statistics), self.classes.take());
+        let (statistics, classes) = (std::mem::take(&mut self.statistics), self.classes.clone());
         let networks = &self.trained.networks;
         let config = self.recipe.config;
         let mut recorded = config.recorded.clone();

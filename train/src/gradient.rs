@@ -39,6 +39,8 @@ pub(crate) struct Objective {
     pub(crate) code: Option<usize>,
     /// Factor of the penalty on the mean absolute code.
     pub(crate) l1_reg_activation: f32,
+    /// The weight of each class in [`Loss::CrossEntropy`]; empty if all are 1.
+    pub(crate) class_weights: Vec<f32>,
 }
 
 /// Rows in memory.
@@ -173,7 +175,7 @@ impl Pass {
             }
             Loss::CrossEntropy => {
                 self.gradient.clone_from(output);
-                self.loss = cross_entropy(&mut self.gradient, width, &self.labels, scale);
+                self.loss = cross_entropy(&mut self.gradient, width, &self.labels, &objective.class_weights, scale);
             }
         }
         if let (Some(code), true) = (objective.code, objective.l1_reg_activation > 0.0) {
@@ -228,7 +230,7 @@ impl Loss {
 impl Objective {
     /// A loss without noise, dropout or penalty.
     pub(crate) fn plain(loss: Loss, trained: Range<usize>) -> Self {
-        Self { loss, trained, noise: None, dropout: 0.0, code: None, l1_reg_activation: 0.0 }
+        Self { loss, trained, noise: None, dropout: 0.0, code: None, l1_reg_activation: 0.0, class_weights: Vec::new() }
     }
 
     fn drops(&self, layer: usize, network: &Network) -> bool {

@@ -72,31 +72,39 @@ fn absolute_row(target: &[f32], output: &[f32], gradients: &mut [f32]) -> (f32, 
     (total, count)
 }
 
-/// The cross-entropy of the softmax of `logits` `[rows, classes]`, with one class number a row in `labels`.
+/// The cross-entropy of the softmax of `logits` `[rows, classes]`, with one class number a row in `labels`. A row counts
+/// with the weight of its class in `weights`, or with 1 if there are no weights.
 ///
 /// Replaces the logits with the gradient, times `scale`, and returns the sum over the rows.
-pub(crate) fn cross_entropy(logits: &mut [f32], classes: usize, labels: &[u32], scale: f32) -> f64 {
+pub(crate) fn cross_entropy(logits: &mut [f32], classes: usize, labels: &[u32], weights: &[f32], scale: f32) -> f64 {
     let mut sum = 0.0;
     for (row, label) in logits.chunks_exact_mut(classes).zip(labels) {
         let label = *label as usize;
+        let weight = weights.get(label).copied().unwrap_or(1.0);
+        let scale = scale * weight;
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let own = f64::from(row[label] - largest);
         row.iter_mut().for_each(|value| *value = (*value - largest).exp());
         let total: f32 = row.iter().sum();
-        sum += f64::from(total).ln() - own;
+        sum += f64::from(weight) * (f64::from(total).ln() - own);
         row.iter_mut().for_each(|value| *value *= scale / total);
         row[label] -= scale;
     }
     sum
 }
 
-/// The number of rows whose largest logit is that of their label.
-pub(crate) fn hits(logits: &[f32], classes: usize, labels: &[u32]) -> usize {
-    let is_hit = |(row, label): &(&[f32], &u32)| {
-        let own = row[**label as usize];
-        row.iter().all(|value| *value <= own)
-    };
-    logits.chunks_exact(classes).zip(labels).filter(is_hit).count()
+/// The class that a row of logits predicts: the first of the largest logits, as `ae_predict`. None if a logit is NaN.
+pub(crate) fn predicted(logits: &[f32]) -> Option<usize> {
+    let mut best: Option<(usize, f32)> = None;
+    for (class, logit) in logits.iter().copied().enumerate() {
+        if logit.is_nan() {
+            return None;
+        }
+        if best.is_none_or(|(_, largest)| logit > largest) {
+            best = Some((class, logit));
+        }
+    }
+    best.map(|(class, _)| class)
 }
 
 /// -1, 0 or 1.
@@ -107,5 +115,18 @@ pub(crate) fn sign(value: f32) -> f32 {
         -1.0
     } else {
         0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_largest_logits_is_predicted() {
+        assert_eq!(predicted(&[1.0, 3.0, 3.0]), Some(1));
+        assert_eq!(predicted(&[0.0; 4]), Some(0), "a head that is dead predicts one class, not all");
+        assert_eq!(predicted(&[1.0, f32::NAN, 3.0]), None);
+        assert_eq!(predicted(&[f32::NEG_INFINITY; 2]), Some(0));
     }
 }

@@ -131,6 +131,7 @@ impl Recipe<'_> {
             dropout: self.config.dropout,
             code,
             l1_reg_activation: self.config.l1_reg_activation,
+            class_weights: Vec::new(),
         }
     }
 }

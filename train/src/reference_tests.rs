@@ -48,6 +48,7 @@ struct Case {
     rows: Vec<Vec<Option<f32>>>,
     fill: Vec<f32>,
     labels: Vec<u32>,
+    class_weights: Vec<f32>,
     steps: Vec<Step>,
 }
 
@@ -122,7 +123,7 @@ fn assert_near(what: &str, found: &[f32], expected: &[f32]) {
 #[test]
 fn losses_gradients_and_steps_are_those_of_pytorch() {
     let cases = reference().steps;
-    assert_eq!(cases.len(), 18);
+    assert_eq!(cases.len(), 19);
     for case in cases {
         let what = format!("{} {} {}", case.activation, case.loss, case.optimizer);
         let activation = Activation::parse("activation", &case.activation).unwrap();
@@ -138,6 +139,7 @@ fn losses_gradients_and_steps_are_those_of_pytorch() {
             dropout: 0.0,
             code: Some(1),
             l1_reg_activation: case.l1_reg_activation,
+            class_weights: case.class_weights,
         };
         let values: Vec<f32> = case.rows.iter().flatten().map(|value| value.unwrap_or(f32::NAN)).collect();
         let width = case.widths[0];
@@ -349,11 +351,13 @@ fn gradients_are_those_of_finite_differences() {
         dropout: 0.0,
         code: Some(1),
         l1_reg_activation: 0.0,
+        class_weights: Vec::new(),
     };
     let mut objectives = vec![
         plain.clone(),
         Objective { loss: Loss::Reconstruction { of: 0, absolute: true }, ..plain.clone() },
         Objective { loss: Loss::CrossEntropy, ..plain.clone() },
+        Objective { loss: Loss::CrossEntropy, class_weights: vec![0.2, 3.0, 1.0, 1.5, 0.7, 1.0], ..plain.clone() },
         Objective { l1_reg_activation: 0.5, ..plain.clone() },
         Objective { dropout: 0.3, ..plain.clone() },
         Objective { trained: 2..4, ..plain.clone() },

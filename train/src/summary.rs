@@ -4,7 +4,7 @@ use aefusion_udfs::model::calibration::Calibration;
 use datafusion::error::Result;
 use serde_json::{Value, json};
 
-use crate::evaluate::evaluate;
+use crate::evaluate::{Confusion, evaluate};
 use crate::export::Networks;
 use crate::finish::Finished;
 use crate::gradient::{Loss, Objective};
@@ -31,9 +31,9 @@ pub(crate) fn summary(
     let Finished { recipe, design, parts, trained, .. } = finished;
     let Networks { encoder, decoder, head } = &trained.networks;
     let (context, seed) = (&recipe.context, recipe.config.fit.seed);
-    let (measured, error, accuracy) = match parts.held_out.len() {
-        0 => (&parts.train, "training_error", "training_accuracy"),
-        _ => (&parts.held_out, "held_out_error", "held_out_accuracy"),
+    let (measured, error, scores) = match parts.held_out.len() {
+        0 => (&parts.train, "training_error", TRAINING_SCORES),
+        _ => (&parts.held_out, "held_out_error", HELD_OUT_SCORES),
     };
     let mut summary = vec![
         ("shape", json!(shape(&trained.networks))),
@@ -67,7 +67,8 @@ pub(crate) fn summary(
         let classifier = encoder.then(head);
         let objective = plain(&classifier, Loss::CrossEntropy);
         if let Some(evaluation) = evaluate(&classifier, &objective, measured, seed)? {
-            summary.push((accuracy, json!(evaluation.accuracy)));
+            let labels = finished.classes.as_ref().map_or(&[][..], |classes| classes.labels.as_slice());
+            summary.extend(scores_of(&evaluation.confusion, labels, scores));
         }
     }
     if let Some(calibration) = calibration {
@@ -87,6 +88,32 @@ pub(crate) fn summary(
         summary.push(("interrupted", json!(true)));
     }
     Ok(summary)
+}
+
+/// The names of accuracy, macro-F1, recalls and confusion.
+const HELD_OUT_SCORES: [&str; 4] = ["held_out_accuracy", "held_out_macro_f1", "held_out_recall", "held_out_confusion"];
+const TRAINING_SCORES: [&str; 4] = ["training_accuracy", "training_macro_f1", "training_recall", "training_confusion"];
+
+/// The scores of a classifier. With many classes, they are too long for all recalls or for the confusion.
+fn scores_of(
+    confusion: &Confusion,
+    labels: &[String],
+    [accuracy, macro_f1, recall, pairs]: [&'static str; 4],
+) -> Vec<(&'static str, Value)> {
+    const MOST_RECALLS: usize = 100;
+    const MOST_PAIRS: usize = 20;
+    let n = labels.len();
+    let mut scores = vec![(accuracy, json!(confusion.accuracy())), (macro_f1, json!(confusion.macro_f1(n)))];
+    if n <= MOST_RECALLS {
+        // pairs, which keep the order of the classes
+        let of_class = |(class, label): (usize, &String)| json!([label, confusion.recall(class)]);
+        scores.push((recall, labels.iter().enumerate().map(of_class).collect()));
+    }
+    if n <= MOST_PAIRS {
+        let row = |label: usize| -> Vec<usize> { (0..n).map(|class| confusion.rows(label, class)).collect() };
+        scores.push((pairs, json!((0..n).map(row).collect::<Vec<_>>())));
+    }
+    scores
 }
 
 /// The widths of all layers, such as `36-24-6-24-36`.

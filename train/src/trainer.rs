@@ -166,7 +166,7 @@ impl Training {
         let hidden_units = self.hidden_units(design.width);
         let recipe = Recipe { config: &self.config, hidden_units: &hidden_units, context };
         recipe.check_size(&self.limits)?;
-        let trained = self.recipe(&recipe, labels.as_ref())?;
+        let trained = self.recipe(&recipe, &deal.of_class)?;
         // the autoencoder of the base did not change: neither did its errors, nor their calibration
         let is_unchanged = self.config.classifier.as_ref().is_some_and(|options| options.fine_tune == FineTune::Head);
         let calibrated = self.base.as_ref().filter(|_| is_unchanged);
@@ -214,19 +214,20 @@ impl Training {
         }
     }
 
-    fn recipe(&self, recipe: &Recipe<'_>, labels: Option<&Labels>) -> Result<Trained> {
+    /// Trains the networks. `of_class` has the training rows of each class.
+    fn recipe(&self, recipe: &Recipe<'_>, of_class: &[usize]) -> Result<Trained> {
         let networks = self.base.as_ref().map(|base| base.networks.clone());
-        let (Some(options), Some(labels)) = (&self.config.classifier, labels) else {
+        let Some(options) = &self.config.classifier else {
             return match networks {
                 Some(networks) => together::train(recipe, networks),
                 None => recipe.autoencoder(),
             };
         };
         match networks {
-            Some(networks) => classifier::train(recipe, options, networks, labels.classes.labels.len()),
-            None => recipe
-                .autoencoder()?
-                .followed_by(|networks| classifier::train(recipe, options, networks, labels.classes.labels.len())),
+            Some(networks) => classifier::train(recipe, options, networks, of_class),
+            None => {
+                recipe.autoencoder()?.followed_by(|networks| classifier::train(recipe, options, networks, of_class))
+            }
         }
     }
 }

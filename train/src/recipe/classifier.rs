@@ -10,7 +10,7 @@ use crate::fit::{fit, generator};
 use crate::gradient::{Loss, Objective};
 use crate::network::{Layer, Network};
 
-/// Trains a head of `classes` logits on the code of `networks`.
+/// Trains a head on the code of `networks`, with one logit for each class of so many training rows.
 ///
 /// With [`FineTune::Head`], encoder and decoder do not change by a bit. With [`FineTune::All`], the encoder changes, and
 /// the decoder is then trained for the new code. A warm start continues with the existing head.
@@ -18,14 +18,14 @@ pub(crate) fn train(
     recipe: &Recipe<'_>,
     options: &ClassifierOptions,
     networks: Networks,
-    classes: usize,
+    of_class: &[usize],
 ) -> Result<Trained> {
     let mut rng = generator(recipe.config.fit.seed, &[6]);
     let Networks { encoder, decoder, head } = networks;
     let first = encoder.layers().len();
     let head = match head.filter(|_| recipe.config.warm_start) {
         Some(head) => head,
-        None => Network::random(head_layers(recipe, options, encoder.outputs(), classes), &mut rng),
+        None => Network::random(head_layers(recipe, options, encoder.outputs(), of_class.len()), &mut rng),
     };
     let mut network = encoder.then(&head);
     let trained = match options.fine_tune {
@@ -36,6 +36,7 @@ pub(crate) fn train(
     let objective = Objective {
         dropout: recipe.config.dropout,
         code: Some(first - 1),
+        class_weights: options.class_weight.of_rows(of_class),
         ..Objective::plain(Loss::CrossEntropy, trained)
     };
     let mut history = fit(&mut network, &objective, recipe.context, "head")?;
