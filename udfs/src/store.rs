@@ -6,6 +6,9 @@ mod files;
 mod publish;
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,11 +16,13 @@ use bytes::Bytes;
 use datafusion::common::{exec_datafusion_err, plan_datafusion_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use futures::TryStreamExt;
+use memmap2::MmapMut;
 use object_store::memory::InMemory;
 use object_store::path::{Path, PathPart};
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
 use url::Url;
 
+use crate::blocking::offload;
 use aefusion_model::Limits;
 pub use aefusion_model::name::{ModelName, ModelRef};
 pub(crate) use external::read_local;
@@ -204,7 +209,11 @@ impl ModelStore {
 
     pub(crate) async fn get(&self, stored: &Stored, limits: &Limits) -> Result<Bytes> {
         limits.check_size(&format!("'{}'", stored.meta.location), stored.meta.size)?;
-        let result = self.store.get(&stored.meta.location).await.map_err(|e| self.failed("read from", e))?;
+        let mut result = self.store.get(&stored.meta.location).await.map_err(|e| self.failed("read from", e))?;
+        if let GetResultPayload::File(file, _) = &mut result.payload {
+            let (mut file, range) = (file.try_clone()?, result.range.clone());
+            return offload(move || Ok(read_range(&mut file, range)?)).await;
+        }
         result.bytes().await.map_err(|e| self.failed("read from", e))
     }
 
@@ -212,6 +221,19 @@ impl ModelStore {
         DataFusionError::ObjectStore(Box::new(error))
             .context(format!("could not {what} the model store {}", self.location))
     }
+}
+
+/// Reads into memory that the system takes back at once when it is freed. The allocator of the program keeps its own
+/// for a while, and a model that is loaded needs the memory of its file only at the beginning.
+fn read_range(file: &mut File, range: Range<u64>) -> std::io::Result<Bytes> {
+    let size = usize::try_from(range.end - range.start).map_err(std::io::Error::other)?;
+    if size == 0 {
+        return Ok(Bytes::new());
+    }
+    file.seek(SeekFrom::Start(range.start))?;
+    let mut memory = MmapMut::map_anon(size)?;
+    file.read_exact(&mut memory)?;
+    Ok(Bytes::from_owner(memory.make_read_only()?))
 }
 
 /// A part of a path as it was before `object_store` encoded its letters beyond ASCII.
