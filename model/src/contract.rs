@@ -6,7 +6,7 @@ mod reconstructed;
 mod roles;
 mod values;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use datafusion_common::error::{DataFusionError, Result};
 use datafusion_common::plan_err;
 
 use crate::metadata::{ErrorMetric, Feature, Metadata, NullPolicy, Role, RowMode};
+use crate::onnx::peak;
 use crate::onnx::proto::ModelProto;
 use crate::runtime::{Element, Weights};
 
@@ -22,6 +23,10 @@ pub(crate) use values::Values;
 
 /// Largest width of a row of features or outputs.
 const MAX_WIDTH: usize = 1 << 20;
+
+/// A row whose activations are larger runs alone, bytes. A block of 16 such rows would take more than 256 MiB. This
+/// follows from the graph alone: a row may have other bits alone than in a block, and so always runs in the same way.
+const LARGE_ROW: usize = 16 << 20;
 
 /// A tensor of a model, without its first dimension (the rows).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -120,6 +125,10 @@ pub struct Contract {
     pub reconstructed: Vec<usize>,
     /// Width of the widest tensor of the graph; block sizes follow from it.
     pub widest: usize,
+    /// Memory that each computed tensor takes for one row, bytes.
+    pub(crate) row_bytes: HashMap<String, usize>,
+    /// Memory of the activations of one row that live at the same time, bytes, if the whole graph runs.
+    pub(crate) peak_row_bytes: usize,
     code: Found,
     reconstruction: Found,
     scaled: Found,
@@ -161,8 +170,10 @@ impl Contract {
             _ => Some(roles.reconstructed.clone()),
         };
         let row_mode = metadata.rows.unwrap_or_default();
+        let peak_row_bytes = model.graph.as_ref().map_or(0, |graph| peak(graph, |name| probed.row_bytes_of(name)));
         let fixed_rows = match (row_mode, probed.fixed_rows) {
             (RowMode::Alone, None) => Some(1),
+            (RowMode::Together, None) if peak_row_bytes > LARGE_ROW => Some(1),
             (RowMode::Alone, Some(rows)) if rows > 1 => {
                 return plan_err!("rows = 'alone' is impossible: the graph takes {rows} rows at once");
             }
@@ -179,6 +190,8 @@ impl Contract {
             error_features,
             reconstructed: roles.reconstructed,
             widest: probed.widest(),
+            row_bytes: probed.row_bytes,
+            peak_row_bytes,
             inputs: probed.inputs,
             code: roles.code,
             reconstruction: roles.reconstruction,

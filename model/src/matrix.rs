@@ -291,6 +291,22 @@ impl Rows {
         }
     }
 
+    /// Memory of the features of an input tensor in its element type, bytes; none of those that have this type here.
+    pub(crate) fn cast_bytes(&self, input: &TensorSpec, first: usize) -> usize {
+        let bytes = |array: &ArrayRef, n: usize| match input.element {
+            Element::String => n * size_of::<String>() + array.to_data().get_slice_memory_size().unwrap_or_default(),
+            element if is_of(array.data_type(), element) && array.null_count() == 0 => 0,
+            element => n * element.bytes(),
+        };
+        match &self.arrays {
+            FeatureArrays::Packed(values) => bytes(values, self.n * input.width()),
+            FeatureArrays::Columns(columns) => {
+                let columns = columns.iter().skip(first).take(input.width());
+                columns.map(|column| bytes(column, self.n)).sum()
+            }
+        }
+    }
+
     /// The features of an input tensor, in its element type.
     ///
     /// `first` is the first feature of the tensor, `width` the number of features of the model.
@@ -311,6 +327,24 @@ impl Rows {
         let columns = columns.iter().map(temporal_as_numbers).collect::<Result<Vec<_>>>()?;
         Cells::columns(&columns, input.element, policy)
     }
+}
+
+/// Whether arrays of a type are tensors of an element type as they are.
+fn is_of(data_type: &DataType, element: Element) -> bool {
+    matches!(
+        (element, data_type),
+        (Element::Float16, DataType::Float16)
+            | (Element::Float32, DataType::Float32)
+            | (Element::Float64, DataType::Float64)
+            | (Element::Int8, DataType::Int8)
+            | (Element::Int16, DataType::Int16)
+            | (Element::Int32, DataType::Int32)
+            | (Element::Int64, DataType::Int64)
+            | (Element::UInt8, DataType::UInt8)
+            | (Element::UInt16, DataType::UInt16)
+            | (Element::UInt32, DataType::UInt32)
+            | (Element::UInt64, DataType::UInt64)
+    )
 }
 
 /// Casts an array. A value that does not fit is an error, not a null.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use datafusion_common::error::Result;
@@ -14,7 +14,7 @@ use crate::contract::{Contract, PROBE_ROWS, TensorSpec};
 use crate::file::{ModelFile, hex};
 use crate::metadata::Metadata;
 use crate::name::ModelName;
-use crate::onnx::{Cut, Limits, cut, declare};
+use crate::onnx::{Cut, Limits, cut, declare, peak};
 use crate::pool::Pool;
 use crate::runtime::Weights;
 
@@ -42,6 +42,8 @@ pub struct Model {
     weights: Arc<Weights>,
     contract: Contract,
     pools: Mutex<Pools>,
+    /// Memory of the idle workers of all pools, bytes.
+    idle_bytes: Arc<AtomicUsize>,
     rows_run: AtomicU64,
 }
 
@@ -55,8 +57,16 @@ impl Model {
         let weights = Weights::of(file.take_tensors())?;
         let mut contract = Contract::discover(&file.graph, &file.metadata, &weights)?;
         contract.keep_checked(&file.metadata);
-        let (name, rows_run) = (name.clone(), AtomicU64::new(0));
-        Ok(Self { name, version, file, weights, contract, pools: Mutex::default(), rows_run })
+        Ok(Self {
+            name: name.clone(),
+            version,
+            file,
+            weights,
+            contract,
+            pools: Mutex::default(),
+            idle_bytes: Arc::default(),
+            rows_run: AtomicU64::new(0),
+        })
     }
 
     /// The name in the store.
@@ -128,20 +138,44 @@ impl Model {
             }
         };
         let part = cut(&self.file.graph, &Cut { outputs: key.1.clone(), inputs })?;
-        let pool = Arc::new(Pool::new(self.weights.part(part)));
+        let row_bytes = |name: &str| self.contract.row_bytes.get(name).copied().unwrap_or(0);
+        let row_bytes = part.graph.as_ref().map_or(0, |graph| peak(graph, row_bytes));
+        let pool = Arc::new(Pool::new(self.weights.part(part), row_bytes, Arc::clone(&self.idle_bytes)));
         Ok(Arc::clone(self.pools.lock().entry(key).or_insert(pool)))
     }
 
-    /// Rows of one run. The default keeps the widest activations in the second-level cache.
+    /// Rows of one run. The default keeps the widest activations in the second-level cache, and all activations of a
+    /// block in 64 MiB. `requested` is rounded up to a multiple of 16.
     ///
     /// Measured on two cores: a 32-16-4-16-32 network is fastest from 4096 rows up, a 32-256-64-256-32 network at 1024.
     pub fn block_rows(&self, requested: Option<usize>) -> usize {
         const CACHE_BYTES: usize = 1 << 20;
+        const BLOCK_BYTES: usize = 64 << 20;
         if let Some(rows) = self.contract.fixed_rows {
             return rows;
         }
-        let rows = requested.unwrap_or_else(|| (CACHE_BYTES / (4 * self.contract.widest)).clamp(256, 4096));
-        rows.next_multiple_of(ROW_MULTIPLE)
+        let cached = (CACHE_BYTES / (4 * self.contract.widest)).clamp(256, 4096);
+        let rows = requested.unwrap_or_else(|| cached.min(BLOCK_BYTES / self.contract.peak_row_bytes.max(1)));
+        rows.max(1).next_multiple_of(ROW_MULTIPLE)
+    }
+
+    /// The next smaller block in which a row has the same bits; none if there is none.
+    pub fn smaller_block(&self, rows: usize) -> Option<usize> {
+        if self.contract.fixed_rows.is_some() || rows <= ROW_MULTIPLE {
+            return None;
+        }
+        Some((rows / 2).next_multiple_of(ROW_MULTIPLE))
+    }
+
+    /// Memory that all runs of the model share, bytes: its weights, as the file stores them and as kernels pack them.
+    pub fn shared_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// Memory that the model holds while nothing runs, bytes, without idle sessions.
+    pub fn held_bytes(&self) -> usize {
+        const REST: usize = 512 << 10;
+        self.file.size() + self.weights.bytes() / 2 + REST
     }
 }
 

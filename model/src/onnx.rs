@@ -17,7 +17,7 @@ mod passage;
 mod read;
 
 pub(crate) use cut::{Cut, cut, decoder_entry};
-pub(crate) use dataflow::{Dataflow, computed_tensors};
+pub(crate) use dataflow::{Dataflow, computed_tensors, peak};
 pub(crate) use dependence::Need;
 pub use external::{ScatteredFile, check_length};
 pub(crate) use join::{heads_of, join};

@@ -161,7 +161,7 @@ impl Session {
         let builder = SessionBuilder::new(&loaded()?.environment).map_err(external)?;
         let mut builder = configure(builder, purpose)?;
         if let Some(part) = part {
-            builder = part.share(builder, purpose)?;
+            builder = part.configure(builder, purpose)?;
         }
         let canceler = builder.canceler();
         let load = || catch_unwind(AssertUnwindSafe(|| builder.commit_from_memory(graph)));

@@ -1,6 +1,7 @@
 //! The core of all functions: computes the requested outputs of a model for rows, block by block.
 
 mod measure;
+mod memory;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,9 +17,11 @@ use crate::matrix::{Cells, Rows};
 use crate::metadata::{NullPolicy, Role};
 use crate::model::{Model, ROW_MULTIPLE, Start};
 use crate::output::{Matrix, Numbers, Scores};
-use crate::pool::{Pool, PooledWorker};
+use crate::pool::Pool;
+pub use crate::pool::PooledWorker;
 use crate::runtime::{Input, Output, Session};
 use measure::{Floats, Measure};
+pub use memory::{Memory, batch_rows};
 
 /// What a run is asked to compute.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -107,9 +110,9 @@ pub struct Scoring<'a> {
 /// # Errors
 /// A planning error if the model lacks an output, an execution error if the rows do not fit or a run fails.
 pub fn score(model: &Model, start: Start, rows: &Rows, request: &Request, block_rows: Option<usize>) -> Result<Scores> {
-    let mut scoring = Scoring::new(model, start, rows, request, block_rows)?;
+    let mut scoring = Scoring::new(model, start, rows, request, block_rows, None)?;
     while scoring.step()? {}
-    scoring.finish()
+    Ok(scoring.finish()?.0)
 }
 
 /// Computes every output that a function can request, over rows of zeros.
@@ -205,7 +208,7 @@ fn tensors<'a>(contract: &'a Contract, request: &Request) -> Result<(Vec<&'a Ten
 }
 
 impl<'a> Scoring<'a> {
-    /// Prepares the run; [`Scoring::step`] starts it.
+    /// Prepares the run; [`Scoring::step`] starts it. `worker` is that of a run of the same request.
     ///
     /// # Errors
     /// As [`score`].
@@ -215,6 +218,7 @@ impl<'a> Scoring<'a> {
         rows: &Rows,
         request: &Request,
         block_rows: Option<usize>,
+        worker: Option<PooledWorker>,
     ) -> Result<Self> {
         let begun = Instant::now();
         let contract = model.contract();
@@ -242,8 +246,8 @@ impl<'a> Scoring<'a> {
         };
         let fetched: Vec<Fetched<'a>> = tensors.iter().enumerate().map(fetched).collect();
         let mut meter = Meter { conversion: begun.elapsed(), ..Meter::default() };
-        let worker = match n {
-            0 => None,
+        let worker = match (n, worker) {
+            (0, worker) | (_, worker @ Some(_)) => worker,
             _ => {
                 let waiting = Instant::now();
                 let worker = Pool::acquire(&model.pool(start, &tensors)?)?;
@@ -293,6 +297,7 @@ impl<'a> Scoring<'a> {
             None => rows.len().next_multiple_of(ROW_MULTIPLE),
         };
         let worker = lent.worker()?;
+        worker.rows = worker.rows.max(padded);
         let begun = Instant::now();
         let mut inputs = Vec::with_capacity(self.cells.len());
         for (cells, block) in self.cells.iter().zip(&mut worker.blocks) {
@@ -317,23 +322,11 @@ impl<'a> Scoring<'a> {
         Ok(true)
     }
 
-    /// Memory of this run without its session, bytes.
-    pub fn bytes(&self) -> usize {
-        let fetched: usize = self.fetched.iter().map(|fetched| fetched.values.bytes()).sum();
-        let worker = self.worker.as_ref().map_or(0, |worker| worker.bytes());
-        fetched + worker + self.measure.as_ref().map_or(0, Measure::bytes)
-    }
-
-    /// Memory of the session, bytes, with the weights that its pool shares.
-    pub fn session_bytes(&self) -> usize {
-        self.worker.as_ref().map_or(0, PooledWorker::session_bytes)
-    }
-
-    /// The scores, after all blocks ran.
+    /// The scores, after all blocks ran, and the worker for the next run of the same request.
     ///
     /// # Errors
     /// An internal error.
-    pub fn finish(mut self) -> Result<Scores> {
+    pub fn finish(mut self) -> Result<(Scores, Option<PooledWorker>)> {
         self.give_scratch_back()?;
         let mut scores = Scores { valid: self.valid.take(), ..Scores::default() };
         match self.measure.take() {
@@ -347,7 +340,7 @@ impl<'a> Scoring<'a> {
         }
         scores.matrices =
             self.kept.iter().filter_map(|(role, index)| Some((*role, matrices[*index].clone()?))).collect();
-        Ok(scores)
+        Ok((scores, self.worker.take()))
     }
 
     /// Moves the memory of the worker to the outputs that are not kept, one block for each.
@@ -373,6 +366,14 @@ impl<'a> Scoring<'a> {
             worker.scratch.insert(index, std::mem::replace(&mut fetched.values, Numbers::F32(Vec::new())));
         }
         Ok(())
+    }
+}
+
+/// The tensors at which a run starts.
+fn sources(contract: &Contract, start: Start) -> Result<Vec<&TensorSpec>> {
+    match start {
+        Start::Features => Ok(contract.inputs.iter().collect()),
+        Start::Code => Ok(vec![contract.require_decoder()?]),
     }
 }
 

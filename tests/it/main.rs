@@ -30,6 +30,7 @@ mod external_data;
 mod hostile;
 mod interop;
 mod lift_calls;
+mod memory;
 mod names;
 mod paths;
 #[cfg(feature = "kafka")]
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         harness::trials("lift_calls", lift_calls::TESTS),
         harness::trials("execution", execution::TESTS),
         harness::trials("determinism", determinism::TESTS),
+        harness::trials("memory", memory::TESTS),
         harness::trials("publishing", publishing::TESTS),
         harness::trials("training", training::TESTS),
         harness::trials("trials", trials::TESTS),

@@ -134,5 +134,35 @@ def main():
     (HERE / "truncated.onnx").write_bytes((HERE / "mean.onnx").read_bytes()[:-20])
 
 
+def wide():
+    """Graphs whose activations are much wider than their rows."""
+    # 524,288 numbers a row between two convolutions
+    def kernel(name, *shape):
+        values = np.sin(np.arange(np.prod(shape), dtype=np.float64)) / 10
+        return numpy_helper.from_array(values.reshape(shape).astype(np.float32), name)
+
+    pixels = [
+        helper.make_node("Conv", ["x", "first"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["code"]),
+        helper.make_node("Conv", ["r", "second"], ["reconstruction"], pads=[1, 1, 1, 1]),
+    ]
+    image = [3, 128, 128]
+    save("wide_convolution", pixels, [value("x", ["N", *image])],
+         [value("code", ["N", 32]), value("reconstruction", ["N", *image])],
+         [kernel("first", 32, 3, 3, 3), kernel("second", 3, 32, 3, 3)])
+    # a row becomes 2^22 + 2^18 numbers, all the same, and their mean: the code is the feature
+    size = numpy_helper.from_array(np.array([1, 2**22 + 2**18], dtype=np.int64), "size")
+    huge = [
+        helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+        helper.make_node("Add", ["x", "zeros"], ["copies"]),
+        helper.make_node("ReduceMean", ["copies", "axis"], ["code"]),
+    ]
+    save("wide_row", huge, [value("x", ["N", 1])], [value("code", ["N", 1])],
+         [size, numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")])
+
+
 if __name__ == "__main__":
     main()
+    wide()

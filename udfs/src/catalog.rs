@@ -27,7 +27,7 @@ use crate::suggest;
 /// times.
 const REMOTE_LOOKUP: Duration = Duration::from_secs(1);
 
-/// Total size of the files of models that stay loaded, KiB. The models that were used last stay.
+/// Memory of the models that stay loaded, without their idle sessions, KiB. The models that were used last stay.
 const MAX_LOADED_KIB: u64 = 1 << 20;
 
 /// Largest number of names whose look-up is cached.
@@ -107,7 +107,7 @@ impl Models {
     pub fn with_trials(store: ModelStore, trials: TrialProcess) -> Self {
         let kib = |_: &FileKey, model: &Arc<Model>| {
             let most = u32::try_from(MAX_LOADED_KIB).unwrap_or(u32::MAX);
-            u32::try_from(model.file().size() / 1024).map_or(most, |kib| (kib + 1).min(most))
+            u32::try_from(model.held_bytes() / 1024).map_or(most, |kib| (kib + 1).min(most))
         };
         let loaded = Cache::builder().max_capacity(MAX_LOADED_KIB).weigher(kib).eviction_policy(EvictionPolicy::lru());
         let looked_up = Cache::builder().max_capacity(MAX_LOOKED_UP).time_to_live(REMOTE_LOOKUP);

@@ -39,9 +39,16 @@ pub(super) struct Probed {
     pub(super) fixed_rows: Option<usize>,
     /// Tensors with one row for each input row, by name; the inputs too.
     pub(super) tensors: HashMap<String, TensorSpec>,
+    /// Memory that each computed tensor takes for one row, bytes.
+    pub(super) row_bytes: HashMap<String, usize>,
 }
 
 impl Probed {
+    /// Memory of a computed tensor for one row, bytes; 0 if it is unknown.
+    pub(super) fn row_bytes_of(&self, name: &str) -> usize {
+        self.row_bytes.get(name).copied().unwrap_or(0)
+    }
+
     pub(super) fn widest(&self) -> usize {
         self.inputs.iter().chain(self.tensors.values()).map(TensorSpec::width).max().unwrap_or(1).max(1)
     }
@@ -72,6 +79,11 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata, weights: &Arc<Weigh
         Some(_) => None,
         None => Some(observe(&mut session, &inputs, 2 * rows)?),
     };
+    let row_bytes = names.iter().enumerate().map(|(index, name)| {
+        let twice = again.as_ref().map(|again| &again[index]);
+        (name.clone(), row_bytes(&seen[index], twice, rows))
+    });
+    let row_bytes = row_bytes.collect();
     let mut tensors = HashMap::new();
     for (index, name) in names.into_iter().enumerate() {
         let Some(tensor) = per_row(&name, &seen[index], rows) else { continue };
@@ -82,7 +94,22 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata, weights: &Arc<Weigh
     for input in &inputs {
         tensors.entry(input.name.clone()).or_insert_with(|| input.clone());
     }
-    Ok(Probed { inputs, fixed_rows, tensors })
+    Ok(Probed { inputs, fixed_rows, tensors, row_bytes })
+}
+
+/// Memory of a tensor for one row, bytes, from a run over `rows` and one over twice as many. Tensors of one size in
+/// both runs, such as weights that the graph transposes, take none.
+fn row_bytes(seen: &Observed, twice: Option<&Observed>, rows: usize) -> usize {
+    let bytes = |observed: &Observed| match observed {
+        Some((element, shape)) => {
+            shape.iter().fold(element.bytes(), |bytes, dim| bytes.saturating_mul(usize::try_from(*dim).unwrap_or(0)))
+        }
+        None => 0,
+    };
+    match twice {
+        Some(twice) => bytes(twice).saturating_sub(bytes(seen)).div_ceil(rows),
+        None => bytes(seen).div_ceil(rows),
+    }
 }
 
 /// The shapes of the tensors of a graph in a run over rows of zeros; none of those that cannot be read.

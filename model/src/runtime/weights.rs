@@ -40,12 +40,12 @@ impl Weights {
     /// A part of the graph that reads these weights.
     pub(crate) fn part(self: &Arc<Self>, graph: ModelProto) -> Part {
         let (graph, used) = self.tensors.encode(graph);
-        Part { graph, used, weights: Arc::clone(self) }
+        Part { graph, used, weights: Arc::clone(self), is_wide: false }
     }
 
-    /// Memory of the weights, bytes. The kernels pack at most as much again.
+    /// Memory of the weights, as stored and as packed, bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.tensors.bytes().len()
+        2 * self.tensors.bytes().len()
     }
 }
 
@@ -56,29 +56,27 @@ pub(crate) struct Part {
     /// The weights that it has, by index.
     used: Vec<usize>,
     weights: Arc<Weights>,
+    is_wide: bool,
 }
 
 impl Part {
+    /// Whether the activations of a row are large.
+    pub(crate) fn wide(self, is_wide: bool) -> Self {
+        Self { is_wide, ..self }
+    }
+
     /// Loads the graph that one thread runs. The session reads the large weights without a copy.
     ///
     /// # Errors
     /// A planning error if ONNX Runtime refuses it.
     pub(crate) fn load(&self, purpose: Purpose) -> Result<Session> {
-        if self.used.is_empty() {
-            return Session::load(&self.graph, purpose);
-        }
         match Session::load_sharing(&self.graph, purpose, Some(self)) {
-            Ok(session) => Ok(session),
-            Err(e) => {
+            Err(e) if !self.used.is_empty() => {
                 log::debug!("a graph does not load with shared weights, so its session gets a copy: {e}");
                 Session::load(&self.weights.tensors.encode_whole(&self.graph), purpose)
             }
+            loaded => loaded,
         }
-    }
-
-    /// Memory of the graph and of all weights of the model, bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.graph.len() + self.weights.bytes()
     }
 
     /// The weights, which a session must not outlive.
@@ -87,8 +85,13 @@ impl Part {
     }
 
     /// Lets a session read the weights.
-    pub(super) fn share(&self, builder: SessionBuilder, purpose: Purpose) -> Result<SessionBuilder> {
+    pub(super) fn configure(&self, builder: SessionBuilder, purpose: Purpose) -> Result<SessionBuilder> {
         let failed = |e: ort::Error<SessionBuilder>| external(e.into());
+        // a pattern is one more block of memory for all activations; wide graphs run as fast without it
+        let builder = builder.with_memory_pattern(!self.is_wide).map_err(failed)?;
+        if self.used.is_empty() {
+            return Ok(builder);
+        }
         let bytes = Arc::clone(self.weights.tensors.bytes());
         // optimisers read the file in memory; kernels get the values, whose packed form they share
         let mut builder =

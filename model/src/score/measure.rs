@@ -258,11 +258,6 @@ impl<'a> Measure<'a> {
             false => NullBuffer::union(scores.valid.as_ref(), Some(&NullBuffer::from(self.has_error))),
         };
     }
-
-    /// Memory, bytes.
-    pub(super) fn bytes(&self) -> usize {
-        (self.error.capacity() + self.parts.capacity()) * size_of::<f64>() + self.has_error.capacity()
-    }
 }
 
 fn values_of<'v>(input: Option<&Input<'v>>, n: usize) -> Result<Floats<'v>> {

@@ -1,7 +1,7 @@
 //! The physical plan node `InferExec`.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
@@ -32,6 +32,7 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, apply_expression_roots,
 };
 use futures::stream::{self, StreamExt};
+use parking_lot::Mutex;
 
 use super::Job;
 use super::observe::{ObserverHandle, Scored};
@@ -39,7 +40,7 @@ use crate::explain::explain;
 use crate::functions::BatchCall;
 use crate::matrix::{Form, Rows};
 use crate::output::Scores;
-use crate::score::{Meter, Request, Scoring};
+use crate::score::{Memory, Meter, PooledWorker, Request, Scoring, batch_rows};
 
 /// Runs a model over each batch of its input, and adds the outputs as columns.
 #[derive(Debug, Clone)]
@@ -54,6 +55,8 @@ pub(crate) struct InferExec {
     schema: SchemaRef,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
+    /// The memory that all partitions share, while one of them runs.
+    shared: Arc<Mutex<Weak<MemoryReservation>>>,
 }
 
 impl InferExec {
@@ -75,8 +78,8 @@ impl InferExec {
         let all: Vec<FieldRef> = below.fields().iter().cloned().chain(added.into_iter().map(Arc::new)).collect();
         let schema = Arc::new(Schema::new_with_metadata(all, below.metadata().clone()));
         let properties = properties(&input, &schema)?;
-        let metrics = ExecutionPlanMetricsSet::new();
-        Ok(Self { input, features, job, request, form, block_rows, schema, properties, metrics })
+        let (metrics, shared) = (ExecutionPlanMetricsSet::new(), Arc::default());
+        Ok(Self { input, features, job, request, form, block_rows, schema, properties, metrics, shared })
     }
 
     #[cfg(feature = "proto")]
@@ -92,6 +95,19 @@ impl InferExec {
     #[cfg(feature = "proto")]
     pub(crate) fn block_rows(&self) -> Option<usize> {
         self.block_rows
+    }
+
+    /// Takes the memory of the weights from the pool, once for all partitions.
+    fn reserve_shared(&self, own: &MemoryReservation) -> Result<Arc<MemoryReservation>> {
+        let mut shared = self.shared.lock();
+        if let Some(reserved) = shared.upgrade() {
+            return Ok(reserved);
+        }
+        let reserved = own.new_empty();
+        reserved.try_grow(self.job.model.shared_bytes())?;
+        let reserved = Arc::new(reserved);
+        *shared = Arc::downgrade(&reserved);
+        Ok(reserved)
     }
 
     fn with_input(&self, input: Arc<dyn ExecutionPlan>) -> Result<Self> {
@@ -186,10 +202,15 @@ impl ExecutionPlan for InferExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, Arc::clone(&context))?;
         let memory = MemoryConsumer::new(format!("InferExec[{partition}]")).register(context.memory_pool());
+        let block_rows = self.job.model.block_rows(self.block_rows);
         let partition = Partition {
             exec: Arc::new(self.clone()),
             metrics: Metrics::new(&self.metrics, partition),
             memory,
+            shared: None,
+            block_rows,
+            batch_rows: batch_rows(&self.job.model, self.job.start, &self.request, block_rows)?,
+            worker: None,
             observer: context.session_config().get_extension::<ObserverHandle>(),
             input,
             is_first: true,
@@ -313,17 +334,26 @@ struct Partition {
     exec: Arc<InferExec>,
     metrics: Metrics,
     memory: MemoryReservation,
+    /// The weights of the model.
+    shared: Option<Arc<MemoryReservation>>,
+    /// Rows of a block. If the pool has too little memory, blocks become smaller.
+    block_rows: usize,
+    /// Most rows of a batch that is returned.
+    batch_rows: usize,
+    /// The session, from the first batch on.
+    worker: Option<PooledWorker>,
     observer: Option<Arc<ObserverHandle>>,
     input: SendableRecordBatchStream,
     is_first: bool,
-    /// The rows of the first batch after its first block.
+    /// The rows of a batch that come after those returned.
     rest: Option<RecordBatch>,
 }
 
 impl Partition {
     /// The next batch of the input with its outputs.
     ///
-    /// The first block of the first batch is returned alone: a small LIMIT then runs only one block.
+    /// The first block of the first batch is returned alone: a small LIMIT then runs only one block. A batch with large
+    /// outputs is returned in parts.
     async fn next(&mut self) -> Result<Option<RecordBatch>> {
         let batch = match self.rest.take() {
             Some(rest) => rest,
@@ -332,13 +362,13 @@ impl Partition {
                 None => return Ok(None),
             },
         };
-        let block_rows = self.exec.job.model.block_rows(self.exec.block_rows);
-        let (n, is_first) = (batch.num_rows(), std::mem::take(&mut self.is_first));
-        if !is_first || n <= block_rows {
+        let n = batch.num_rows();
+        let most = if std::mem::take(&mut self.is_first) { self.block_rows } else { self.batch_rows };
+        if n <= most {
             return self.score(&batch).await.map(Some);
         }
-        self.rest = Some(batch.slice(block_rows, n - block_rows));
-        self.score(&batch.slice(0, block_rows)).await.map(Some)
+        self.rest = Some(batch.slice(most, n - most));
+        self.score(&batch.slice(0, most)).await.map(Some)
     }
 
     async fn score(&mut self, batch: &RecordBatch) -> Result<RecordBatch> {
@@ -371,9 +401,10 @@ impl Partition {
 
     /// Runs all blocks, and returns the time in ONNX Runtime too. A cancelled query stops between two blocks.
     async fn run(&mut self, rows: &Rows) -> Result<(Scores, Duration)> {
-        let job = &self.exec.job;
-        let mut scoring = Scoring::new(&job.model, job.start, rows, &self.exec.request, self.exec.block_rows)?;
-        self.memory.try_resize(scoring.bytes() + scoring.session_bytes())?;
+        self.reserve(rows)?;
+        let (job, request) = (&self.exec.job, &self.exec.request);
+        let (block_rows, worker) = (Some(self.block_rows), self.worker.take());
+        let mut scoring = Scoring::new(&job.model, job.start, rows, request, block_rows, worker)?;
         loop {
             let timer = self.metrics.baseline.elapsed_compute().timer();
             let has_more = scoring.step()?;
@@ -385,7 +416,35 @@ impl Partition {
         }
         self.metrics.add(&scoring.meter);
         let runtime = scoring.meter.runtime;
-        Ok((scoring.finish()?, runtime))
+        let (scores, worker) = scoring.finish()?;
+        self.worker = worker;
+        Ok((scores, runtime))
+    }
+
+    /// Takes the memory of a run from the pool, with smaller blocks if it has too little.
+    fn reserve(&mut self, rows: &Rows) -> Result<()> {
+        let Job { model, start, .. } = &self.exec.job;
+        let memory = Memory::of(model, *start, rows, &self.exec.request)?;
+        loop {
+            let block_rows = self.block_rows.min(rows.len().next_multiple_of(16));
+            let reserved = match &self.shared {
+                Some(_) => Ok(()),
+                None => self.exec.reserve_shared(&self.memory).map(|shared| self.shared = Some(shared)),
+            };
+            let Err(e) = reserved.and_then(|()| self.memory.try_resize(memory.bytes(block_rows))) else {
+                return Ok(());
+            };
+            match model.smaller_block(self.block_rows) {
+                Some(smaller) => self.block_rows = smaller,
+                None => {
+                    let needed = model.shared_bytes().saturating_add(memory.bytes(block_rows)).div_ceil(1 << 20);
+                    return Err(e.context(format!(
+                        "model {model} needs {needed} MiB for its weights and {block_rows} rows at once; allow more \
+                         memory, or run fewer partitions with SET datafusion.execution.target_partitions = 1"
+                    )));
+                }
+            }
+        }
     }
 
     fn explain(&self, error: datafusion::error::DataFusionError) -> datafusion::error::DataFusionError {
