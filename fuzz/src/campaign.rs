@@ -251,6 +251,7 @@ fn arguments(file: &Path, bytes: &[u8]) -> Vec<String> {
     let n = n_features(bytes).unwrap_or(4);
     let zeros = vec!["0.5"; n].join(", ");
     let statements = [
+        "SET ae.registration_seconds = 20".to_owned(),
         format!("CREATE MODEL m OPTIONS (model_type = 'onnx', model_path = '{path}')"),
         "SELECT * FROM ae_models()".to_owned(),
         format!("SELECT ae_encode('m', [{zeros}])"),
