@@ -22,6 +22,7 @@ mod program;
 mod random_model;
 
 mod cli;
+mod crashes;
 mod determinism;
 mod docs;
 mod embedding;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "kafka")]
         harness::trials("pipelines", pipelines::TESTS),
         harness::trials("cli", cli::TESTS),
+        harness::trials("crashes", crashes::TESTS),
         harness::trials("docs", docs::TESTS),
         harness::trials("external_data", external_data::TESTS),
         harness::trials("hostile", hostile::TESTS),
