@@ -8,23 +8,25 @@ mod dataflow;
 mod dependence;
 mod external;
 mod functions;
-mod join;
 mod inline;
+mod join;
 mod large;
 mod mean;
 mod merge;
 mod passage;
+mod peak;
 mod read;
 
 pub(crate) use cut::{Cut, cut, decoder_entry};
-pub(crate) use dataflow::{Dataflow, computed_tensors, peak};
+pub(crate) use dataflow::{Dataflow, computed_tensors};
 pub(crate) use dependence::Need;
 pub use external::{ScatteredFile, check_length};
-pub(crate) use join::{heads_of, join};
 pub(crate) use inline::inline;
+pub(crate) use join::{heads_of, join};
 pub(crate) use large::LargeTensors;
 pub(crate) use mean::{WITH_MEAN, at_mean};
 pub(crate) use merge::{DECODER_PREFIX, merge};
+pub(crate) use peak::peak;
 pub use read::{DEFAULT_REGISTRATION_SECONDS, Limits};
 pub(crate) use read::{encode, parse};
 

@@ -257,6 +257,17 @@ impl Session {
         let Some(pointer) = ptr::NonNull::new(pointer) else {
             return exec_err!("ONNX Runtime left an output empty");
         };
+        let mut kind = ort::sys::ONNXType::ONNX_TYPE_UNKNOWN;
+        // SAFETY: `pointer` is a value of ONNX Runtime, and `kind` lives until the call returns. The status is not used
+        // again.
+        let status =
+            unsafe { ort::Error::result_from_status((ort::api().GetValueType)(pointer.as_ptr(), &raw mut kind)) };
+        status.map_err(external)?;
+        if kind == ort::sys::ONNXType::ONNX_TYPE_UNKNOWN {
+            // SAFETY: nothing else owns the value. `ort` panics over a value without a type, as `Optional` gives it.
+            unsafe { (ort::api().ReleaseValue)(pointer.as_ptr()) };
+            return exec_err!("ONNX Runtime left an output without a value");
+        }
         // SAFETY: a run of this session allocated the value, with the allocator of the session, and nothing else owns
         // it.
         Ok(unsafe { DynValue::from_ptr(pointer, Some(self.session.allocator())) })

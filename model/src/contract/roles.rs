@@ -1,6 +1,6 @@
 //! Detects the roles of tensors.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use datafusion_common::error::{DataFusionError, Result};
 use datafusion_common::plan_err;
