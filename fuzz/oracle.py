@@ -135,8 +135,13 @@ def compare(data, results):
     widths = {name: entry["width"] for name, entry in tensors.items()}
     features = {entry["name"]: int(np.prod(entry["shape"], dtype=np.int64)) for entry in inputs}
     widths.update({name: width for name, width in features.items() if name not in widths})
-    wanted = [entry["name"] for entry in results["tensors"]]
     model = onnx.load_model_from_string(data)
+    # aefusion joins heads of single columns to tensors that the file does not have
+    known = {name for node in model.graph.node for name in node.output} | features.keys()
+    results["tensors"] = [entry for entry in results["tensors"] if entry["name"] in known]
+    wanted = [entry["name"] for entry in results["tensors"]]
+    if not wanted:
+        raise Refused("the file has none of the tensors")
     coarse = is_coarse(model.graph, model.functions)
     TOLERANCE = 2e-2 if coarse else FINE
     declared = {value.name for value in model.graph.output}

@@ -172,7 +172,8 @@ impl<'a> Job<'a> {
                 *self.summary.refused.entry(kind(&why)).or_default() += 1;
                 Ok(())
             }
-            Outcome::Panicked { why } => self.found(mutant, "panicked", &why),
+            // the program registers files in a process of its own
+            Outcome::Panicked { why } => self.failed(mutant, &Failure::Died(format!("panic: {why}"))),
             Outcome::Unusable { why } => {
                 self.summary.accepted += 1;
                 *self.summary.remarks.entry(format!("no function runs: {}", kind(&why))).or_default() += 1;

@@ -1,5 +1,6 @@
 //! The contract of a model file. Loading checks it, SQL types follow from it, and exporters write it.
 
+mod known;
 mod names;
 mod probe;
 mod reconstructed;
@@ -18,6 +19,7 @@ use crate::onnx::peak;
 use crate::onnx::proto::ModelProto;
 use crate::runtime::{Element, Weights};
 
+pub(crate) use known::{Known, levels, values};
 pub(crate) use probe::{PROBE_ROWS, shapes};
 pub(crate) use values::Values;
 
@@ -134,6 +136,8 @@ pub struct Contract {
     scaled: Found,
     scaled_reconstruction: Found,
     logits: Found,
+    /// A row that the graph takes, if it does not take zeros and empty texts.
+    pub(crate) known_row: Option<Vec<Known>>,
     /// The tensor at which the decoder alone starts.
     decoder_entry: Found,
     /// Why there is no error although its tensors were found.
@@ -192,6 +196,7 @@ impl Contract {
             widest: probed.widest(),
             row_bytes: probed.row_bytes,
             peak_row_bytes,
+            known_row: probed.known_row,
             inputs: probed.inputs,
             code: roles.code,
             reconstruction: roles.reconstruction,

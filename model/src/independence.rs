@@ -82,7 +82,8 @@ pub(crate) fn mixed_roles(
     let mut codes: Vec<Vec<f64>> = Vec::new();
     let mut unchecked: Vec<(&str, &TensorSpec)> = Vec::new();
     let inputs: Vec<&str> = contract.inputs.iter().map(|input| input.name.as_str()).collect();
-    let followed = follow(analysed, &inputs, &shapes(analysed, weights, &contract.inputs, rows), rows);
+    let shapes = shapes(analysed, weights, &contract.inputs, rows, contract.known_row.as_deref());
+    let followed = follow(analysed, &inputs, &shapes, rows);
     let where_rows = |tensor: &TensorSpec| followed.get(&tensor.name).copied().unwrap_or(Rows::Unknown);
     let mut runs = Runs::new(model, contract, weights, None, tensors.clone())?;
     runs.are_apart = tensors.iter().map(|tensor| matches!(where_rows(tensor), Rows::Axis { .. })).collect();
@@ -116,6 +117,13 @@ pub(crate) fn mixed_roles(
         match runs.verdict(place).or_else(|| own?.verdict(0)) {
             Some(is_close) => add(role.name(), tensor, is_close),
             None if where_rows(tensor) == Rows::Mixed => add(role.name(), tensor, false),
+            // all rows of such a block give the range; similar rows of samples can hide it
+            None if contract.graph_rows.is_some()
+                && where_rows(tensor) == Rows::Unknown
+                && flow.depends_on(&tensor.name, &|node| DYNAMIC_QUANTISATION.contains(&node.op_type())) =>
+            {
+                add(role.name(), tensor, false);
+            }
             None if runs.checked + own.map_or(0, |own| own.checked) == 0 && !runs.are_apart[place] => {
                 unchecked.push((role.name(), *tensor));
             }
@@ -181,6 +189,8 @@ struct Runs<'a> {
     multiple: usize,
     /// Whether the graph takes any number of rows.
     is_free: bool,
+    /// Whether the graph refuses rows of zeros. The first row of a sample then takes their place.
+    refuses_zeros: bool,
     /// The first rows of a sample are compared; the others stand beside them.
     compared: usize,
     layouts: Vec<Layout>,
@@ -217,6 +227,7 @@ impl<'a> Runs<'a> {
             outputs,
             multiple: contract.graph_rows.unwrap_or(PROBE_ROWS),
             is_free: contract.graph_rows.is_none(),
+            refuses_zeros: start.is_none() && contract.known_row.is_some(),
             compared,
             layouts: layouts(contract.graph_rows, compared, contract.widest),
             checked: 0,
@@ -310,7 +321,7 @@ impl<'a> Runs<'a> {
 
     fn run(&mut self, values: &[Values], rows: &[Option<usize>], multiple: usize) -> Result<Vec<Vec<f64>>> {
         let mut rows = rows.to_vec();
-        rows.resize(rows.len().next_multiple_of(multiple), None);
+        rows.resize(rows.len().next_multiple_of(multiple), self.refuses_zeros.then_some(0));
         let blocks: Vec<Values> =
             self.inputs.iter().zip(values).map(|(input, values)| values.rows(input.width(), &rows)).collect();
         let shapes: Vec<Vec<i64>> = self.inputs.iter().map(|input| input.shape_of(rows.len())).collect();

@@ -16,7 +16,7 @@ use datafusion_common::error::Result;
 use datafusion_common::{exec_err, plan_err};
 
 use crate::columns::{ColumnKind, temporal_as_numbers};
-use crate::contract::{Contract, TensorSpec};
+use crate::contract::{Contract, Known, TensorSpec};
 use crate::metadata::{Feature, NullPolicy};
 use crate::runtime::Element;
 use crate::suggest;
@@ -220,6 +220,42 @@ impl Rows {
             take(rows.values(), &indices, None)?
         };
         Ok(Self { n: rows.len(), arrays: FeatureArrays::Packed(values), nulls: rows.nulls().cloned() })
+    }
+
+    /// `to` rows: these, and a copy of the first row with a result in the place of each row without one, and at the end.
+    ///
+    /// # Errors
+    /// An error of Arrow.
+    pub(crate) fn without_gaps(&self, valid: Option<&NullBuffer>, to: usize, width: usize) -> Result<Self> {
+        let is_valid = |row: usize| row < self.n && valid.is_none_or(|valid| valid.is_valid(row));
+        let Some(first) = (0..self.n).find(|row| is_valid(*row)) else { return Ok(self.clone()) };
+        let rows = (0..to).map(|row| if is_valid(row) { row } else { first });
+        let arrays = match &self.arrays {
+            FeatureArrays::Columns(columns) => {
+                let indices = UInt64Array::from_iter_values(rows.map(|row| row as u64));
+                let columns = columns.iter().map(|column| Ok(take(column, &indices, None)?));
+                FeatureArrays::Columns(columns.collect::<Result<_>>()?)
+            }
+            FeatureArrays::Packed(values) => {
+                let places = rows.flat_map(|row| (row * width..(row + 1) * width).map(|place| place as u64));
+                FeatureArrays::Packed(take(values, &UInt64Array::from_iter_values(places), None)?)
+            }
+        };
+        Ok(Self { n: to, arrays, nulls: None })
+    }
+
+    /// One row that the graph takes: zeros and empty strings, or a known row.
+    ///
+    /// # Errors
+    /// As [`Rows::zeros`].
+    pub(crate) fn taken(contract: &Contract) -> Result<Self> {
+        match &contract.known_row {
+            None => Self::zeros(contract, 1),
+            Some(row) => {
+                let columns = row.iter().map(Known::array).collect();
+                Ok(Self { n: 1, arrays: FeatureArrays::Columns(columns), nulls: None })
+            }
+        }
     }
 
     /// Rows of zeros, or of empty strings for string inputs.

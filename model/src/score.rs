@@ -89,6 +89,7 @@ pub struct Meter {
 pub struct Scoring<'a> {
     model: &'a Model,
     contract: &'a Contract,
+    start: Start,
     inputs: Vec<&'a TensorSpec>,
     cells: Vec<Cells>,
     n: usize,
@@ -115,23 +116,23 @@ pub fn score(model: &Model, start: Start, rows: &Rows, request: &Request, block_
     Ok(scoring.finish()?.0)
 }
 
-/// Computes every output that a function can request, over rows of zeros.
+/// Computes every output of all functions, over a row of zeros, or another row that the graph takes.
 ///
 /// # Errors
 /// A planning or execution error if one of them fails.
 pub fn verify(model: &Model) -> Result<()> {
     let contract = model.contract();
-    let zeros = Rows::zeros(contract, 1)?;
+    let taken = Rows::taken(contract)?;
     let mut all = match contract.require_error().is_ok() {
         true => Request::error(),
         false => Request::default(),
     };
     for role in Role::ALL.into_iter().filter(|role| contract.tensor(*role).is_some()) {
         let one = Request::roles([role]);
-        score(model, Start::Features, &zeros, &one, None)?;
+        score(model, Start::Features, &taken, &one, None)?;
         all = all.and(&one);
     }
-    score(model, Start::Features, &zeros, &all, None)?;
+    score(model, Start::Features, &taken, &all, None)?;
     if contract.null_policy == NullPolicy::Impute {
         verify_impute(model)?;
     }
@@ -224,7 +225,7 @@ impl<'a> Scoring<'a> {
         let contract = model.contract();
         let (inputs, cells, valid) = inputs(contract, start, rows)?;
         let n = rows.len();
-        let padded_n = n.next_multiple_of(contract.fixed_rows.unwrap_or(ROW_MULTIPLE));
+        let padded_n = padded_rows(contract, n);
         let block_rows = model.block_rows(block_rows).min(padded_n.max(1));
         let (tensors, compared) = tensors(contract, request)?;
         let index = |tensor: &TensorSpec| tensors.iter().position(|other| *other == tensor).unwrap_or_default();
@@ -258,6 +259,7 @@ impl<'a> Scoring<'a> {
         let mut scoring = Self {
             model,
             contract,
+            start,
             inputs,
             cells,
             n,
@@ -300,8 +302,13 @@ impl<'a> Scoring<'a> {
         worker.rows = worker.rows.max(padded);
         let begun = Instant::now();
         let mut inputs = Vec::with_capacity(self.cells.len());
+        // without gaps, the values complete the block themselves
+        let (filled, valid) = match (self.start, &self.contract.known_row) {
+            (Start::Features, Some(_)) => (start..start + padded, None),
+            _ => (rows.clone(), self.valid.as_ref()),
+        };
         for (cells, block) in self.cells.iter().zip(&mut worker.blocks) {
-            inputs.push(cells.block(rows.clone(), padded, self.valid.as_ref(), block)?);
+            inputs.push(cells.block(filled.clone(), padded, valid, block)?);
         }
         let converted = Instant::now();
         self.meter.conversion += converted - begun;
@@ -377,7 +384,13 @@ fn sources(contract: &Contract, start: Start) -> Result<Vec<&TensorSpec>> {
     }
 }
 
-/// The input tensors, their values, and the rows that have a result.
+/// Rows with those that complete the last block.
+fn padded_rows(contract: &Contract, rows: usize) -> usize {
+    rows.next_multiple_of(contract.fixed_rows.unwrap_or(ROW_MULTIPLE))
+}
+
+/// The input tensors, their values, and the rows that have a result. If the graph refuses zeros, the values have no gaps,
+/// and the rows that complete the last block.
 fn inputs<'a>(
     contract: &'a Contract,
     start: Start,
@@ -387,13 +400,19 @@ fn inputs<'a>(
         Start::Features => {
             let width = contract.features.len();
             let policy = contract.null_policy;
+            let valid = rows.valid(policy, width);
+            let filled = match contract.known_row {
+                Some(_) => Some(rows.without_gaps(valid.as_ref(), padded_rows(contract, rows.len()), width)?),
+                None => None,
+            };
+            let rows = filled.as_ref().unwrap_or(rows);
             let mut first = 0;
             let mut cells = Vec::with_capacity(contract.inputs.len());
             for input in &contract.inputs {
                 cells.push(rows.cells(input, first, width, policy)?);
                 first += input.width();
             }
-            Ok((contract.inputs.iter().collect(), cells, rows.valid(policy, width)))
+            Ok((contract.inputs.iter().collect(), cells, valid))
         }
         Start::Code => {
             let entry = contract.require_decoder()?;

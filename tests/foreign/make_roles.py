@@ -163,6 +163,33 @@ def unnamed():
     onnx.save(model, HERE / "only_loss.onnx")
 
 
+def strict():
+    """Encoders that fail for categories that they do not know: texts, whole numbers, and texts of two columns in one input."""
+    weights = [random("we", 6, 2), random("wd", 2, 6)]
+    ends = [*dense("scaled", "code", "we"), *dense("code", "scaled_reconstruction", "wd")]
+    ai = {"domain": "ai.onnx.ml"}
+
+    def store(name, nodes, inputs, extra=()):
+        outputs = [("scaled", [6]), ("scaled_reconstruction", [6]), ("code", [2])]
+        save(name, [*nodes, *ends], inputs, outputs, [*weights, *extra], (("", 18), ("ai.onnx.ml", 3)))
+
+    store("strict", [
+        node("OneHotEncoder", ["kind"], ["kinds"], cats_strings=["a", "b"], zeros=0, **ai), node("Reshape", ["kinds", "two"], ["k"]),
+        node("OneHotEncoder", ["size"], ["sizes"], cats_int64s=[10, 20, 30], zeros=0, **ai), node("Reshape", ["sizes", "three"], ["s"]),
+        node("Concat", ["k", "s", "amount"], ["scaled"], axis=1)],
+        [("kind", [1], STRING), ("size", [1], INT64), ("amount", [1])], [weight("two", [-1, 2], I), weight("three", [-1, 3], I)])
+    store("strict_columns", [
+        node("ArrayFeatureExtractor", ["texts", "first"], ["one"], **ai), node("ArrayFeatureExtractor", ["texts", "second"], ["other"], **ai),
+        node("OneHotEncoder", ["one"], ["ones"], cats_strings=["x", "y", "z"], zeros=0, **ai), node("Reshape", ["ones", "three"], ["k"]),
+        node("OneHotEncoder", ["other"], ["others"], cats_strings=["p", "q", "r"], zeros=0, **ai), node("Reshape", ["others", "three"], ["s"]),
+        node("Concat", ["k", "s"], ["scaled"], axis=1)],
+        [("texts", [2], STRING)], [weight("first", [0], I), weight("second", [1], I), weight("three", [-1, 3], I)])
+    found = run("strict", kind=np.array([["b"], ["a"]]), size=I([[30], [10]]), amount=F([[0.5], [2]]))
+    print("strict", error(found["scaled"], found["scaled_reconstruction"]))
+    found = run("strict_columns", texts=np.array([["y", "r"], ["z", "p"]]))
+    print("strict_columns", error(found["scaled"], found["scaled_reconstruction"]))
+
+
 if __name__ == "__main__":
     conditional()
     mask()
@@ -172,3 +199,4 @@ if __name__ == "__main__":
     heads()
     permuted()
     unnamed()
+    strict()

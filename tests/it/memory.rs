@@ -51,8 +51,7 @@ fn sql(code: i32, store: &Path, arguments: &[&str], statements: &[&str]) -> (Str
     (format!("{out}{err}"), largest / 1024)
 }
 
-/// A process with all functions of a model takes little more than the weights twice: as the file stores them, and as the
-/// kernels pack them.
+/// A process with all functions of a model has the weights twice: as the file stores them, and as the kernels pack them.
 #[cfg(target_os = "linux")]
 fn all_functions_share_the_weights() {
     let folder = tempfile::tempdir().unwrap();
@@ -75,7 +74,6 @@ fn all_functions_share_the_weights() {
     ];
     let (_, all) = sql(0, &store, &[], &calls.each_ref().map(String::as_str));
     let text = format!("{bare} MiB bare, {with_runtime} MiB with ONNX Runtime, {all} MiB with a model of {size} MiB");
-    println!("{text}");
     // the weights twice, and half of them twice more while a session packs the largest one again; 40 MiB for sessions
     assert!(all - with_runtime < 3 * size + 40, "{text}");
 }
@@ -92,7 +90,6 @@ fn wide_activations_stay_below_the_limit() {
     let score = "SELECT id, ae_error('wide', image) AS e, ae_encode('wide', image)[7] AS c FROM (
                  SELECT value AS id, array_repeat(arrow_cast(value % 7, 'Float32'), 49152) AS image FROM range(0, 128))";
     let (limited, taken) = sql(0, store, &["--memory-limit", "400MB"], &[one, score]);
-    println!("{taken} MiB");
     assert!(taken < 450, "{taken} MiB");
     for block in [16, 48] {
         let set = format!("SET ae.batch_rows = {block}");

@@ -223,8 +223,8 @@ impl ModelStore {
     }
 }
 
-/// Reads into memory that the system takes back at once when it is freed. The allocator of the program keeps its own
-/// for a while, and a model that is loaded needs the memory of its file only at the beginning.
+/// Reads into memory that the system takes back at once when it is freed. A model needs the memory of its file only while
+/// it is loaded. The allocator of the program would keep it for a while.
 fn read_range(file: &mut File, range: Range<u64>) -> std::io::Result<Bytes> {
     let size = usize::try_from(range.end - range.start).map_err(std::io::Error::other)?;
     if size == 0 {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use datafusion_common::error::Result;
 use datafusion_common::plan_err;
 
+use super::known::{Known, candidates, repeated};
 use super::values::Values;
 use super::{MAX_WIDTH, TensorSpec};
 use crate::metadata::Metadata;
@@ -41,6 +42,8 @@ pub(super) struct Probed {
     pub(super) tensors: HashMap<String, TensorSpec>,
     /// Memory that each computed tensor takes for one row, bytes.
     pub(super) row_bytes: HashMap<String, usize>,
+    /// A row that the graph takes, if it does not take zeros.
+    pub(super) known_row: Option<Vec<Known>>,
 }
 
 impl Probed {
@@ -54,8 +57,8 @@ impl Probed {
     }
 }
 
-/// Runs the graph over rows of zeros, twice if the number of rows is free, with different numbers. Keeps the tensors
-/// with one row of the same shape for each input row.
+/// Runs the graph over rows of zeros, twice if the number of rows is free, with different numbers. A graph that refuses
+/// zeros runs over the categories of its encoders. Keeps the tensors with one row of the same shape for each input row.
 ///
 /// # Errors
 /// A planning error if the inputs do not fit an autoencoder, or the graph does not run.
@@ -74,10 +77,25 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata, weights: &Arc<Weigh
             (declared, session)
         }
     };
-    let seen = observe(&mut session, &inputs, rows)?;
+    let (seen, known_row) = match observe(&mut session, &inputs, rows, None) {
+        Ok(seen) => (seen, None),
+        Err(of_zeros) => {
+            let known = candidates(graph, &inputs).into_iter();
+            let mut taken = known.filter_map(|row| Some((observe(&mut session, &inputs, rows, Some(&row)).ok()?, row)));
+            match taken.next() {
+                Some((seen, row)) => (seen, Some(row)),
+                None => {
+                    let text = "the model is tried on zeros and empty texts, then on the categories of its encoders, and \
+                                takes none of these rows; let its encoders accept unknown values, in scikit-learn with \
+                                handle_unknown='ignore'";
+                    return Err(of_zeros.context(text));
+                }
+            }
+        }
+    };
     let again = match fixed_rows {
         Some(_) => None,
-        None => Some(observe(&mut session, &inputs, 2 * rows)?),
+        None => Some(observe(&mut session, &inputs, 2 * rows, known_row.as_deref())?),
     };
     let row_bytes = names.iter().enumerate().map(|(index, name)| {
         let twice = again.as_ref().map(|again| &again[index]);
@@ -94,7 +112,7 @@ pub(super) fn probe(model: &ModelProto, metadata: &Metadata, weights: &Arc<Weigh
     for input in &inputs {
         tensors.entry(input.name.clone()).or_insert_with(|| input.clone());
     }
-    Ok(Probed { inputs, fixed_rows, tensors, row_bytes })
+    Ok(Probed { inputs, fixed_rows, tensors, row_bytes, known_row })
 }
 
 /// Memory of a tensor for one row, bytes, from a run over `rows` and one over twice as many. Tensors of one size in
@@ -112,20 +130,23 @@ fn row_bytes(seen: &Observed, twice: Option<&Observed>, rows: usize) -> usize {
     }
 }
 
-/// The shapes of the tensors of a graph in a run over rows of zeros; none of those that cannot be read.
+/// The shapes of the tensors of a graph in a run over rows of zeros, or of one known row. Those that cannot be read are
+/// left out.
 pub(crate) fn shapes(
     model: &ModelProto,
     weights: &Arc<Weights>,
     inputs: &[TensorSpec],
     rows: usize,
+    known_row: Option<&[Known]>,
 ) -> HashMap<String, Vec<usize>> {
     let Some(graph) = &model.graph else { return HashMap::new() };
     let is_hidden = |node: &NodeProto| HIDDEN.contains(&node.op_type());
     let hidden: HashSet<&String> =
         graph.node.iter().filter(|node| is_hidden(node)).flat_map(|node| &node.output).collect();
     let names: Vec<String> = computed_tensors(graph).map(str::to_owned).filter(|name| !hidden.contains(name)).collect();
-    let observed =
-        open(model, weights, &names).and_then(|mut session| observe(&mut session, inputs, rows)).unwrap_or_default();
+    let observed = open(model, weights, &names)
+        .and_then(|mut session| observe(&mut session, inputs, rows, known_row))
+        .unwrap_or_default();
     let sizes = |shape: &[i64]| shape.iter().map(|dim| usize::try_from(*dim).ok()).collect::<Option<Vec<usize>>>();
     let computed = names.into_iter().zip(observed).filter_map(|(name, observed)| Some((name, sizes(&observed?.1)?)));
     let given = inputs.iter().filter_map(|input| Some((input.name.clone(), sizes(&input.shape_of(rows))?)));
@@ -229,10 +250,15 @@ fn input(value: &ValueInfoProto, named: Option<usize>) -> Result<(TensorSpec, Op
     Ok((TensorSpec { name: name.to_owned(), element, rows_per_row: 1, shape }, rows))
 }
 
-fn observe(session: &mut Session, inputs: &[TensorSpec], rows: usize) -> Result<Vec<Observed>> {
-    let zeros: Vec<Values> = inputs.iter().map(|input| Values::zeros(input.element, rows * input.width())).collect();
+/// Runs rows of zeros, or one row again and again.
+fn observe(session: &mut Session, inputs: &[TensorSpec], rows: usize, row: Option<&[Known]>) -> Result<Vec<Observed>> {
+    let zero = |input: &TensorSpec| Values::zeros(input.element, rows * input.width());
+    let values = match row {
+        Some(row) => repeated(inputs, row, rows),
+        None => inputs.iter().map(zero).collect::<Vec<Values>>(),
+    };
     let shapes: Vec<Vec<i64>> = inputs.iter().map(|input| input.shape_of(rows)).collect();
     let inputs: Vec<(Input<'_>, &[i64])> =
-        zeros.iter().zip(&shapes).map(|(zeros, shape)| (zeros.input(), shape.as_slice())).collect();
+        values.iter().zip(&shapes).map(|(values, shape)| (values.input(), shape.as_slice())).collect();
     session.observe(&inputs)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::contract::{Contract, TensorSpec, Values};
+use crate::contract::{Contract, TensorSpec, Values, levels, values};
 use crate::numbers::f64_from_usize;
 use crate::onnx::constants::Constants;
 use crate::onnx::proto::{GraphProto, ModelProto, NodeProto};
@@ -59,11 +59,22 @@ pub(super) fn samples(model: &ModelProto, contract: &Contract, compared: usize, 
     let mut random = Random::new(0);
     let mut sample = |draw: Draw| {
         let mut first = 0;
-        let mut values = Vec::with_capacity(contract.inputs.len());
+        let mut drawn = Vec::with_capacity(contract.inputs.len());
         for input in &contract.inputs {
             let scales = &scales[first..first + input.width()];
             first += input.width();
-            values.push(
+            let columns = match contract.known_row {
+                Some(_) => levels(graph, input),
+                None => Vec::new(),
+            };
+            if !columns.is_empty() && columns.iter().all(|levels| !levels.is_empty()) {
+                // the graph refuses other values
+                let of_row = |_| columns.iter().map(|levels| levels[random.below(levels.len())].clone()).collect();
+                let known: Vec<_> = (0..compared + others).flat_map::<Vec<_>, _>(of_row).collect();
+                drawn.push(values(input.element, &known));
+                continue;
+            }
+            drawn.push(
                 match Values::of_numbers(input.element, &numbers(draw, scales, compared, others, &mut random)) {
                     Some(values) => values,
                     None => texts(graph, input, compared + others, &mut random),
@@ -71,7 +82,7 @@ pub(super) fn samples(model: &ModelProto, contract: &Contract, compared: usize, 
             );
         }
         let is_ordinary = !matches!(draw, Draw::Wide | Draw::Huge | Draw::Around(_));
-        Sample { values, is_ordinary }
+        Sample { values: drawn, is_ordinary }
     };
     draws.map(&mut sample).collect()
 }
@@ -119,15 +130,15 @@ fn compared_with(graph: &GraphProto) -> Vec<f64> {
 /// Texts that the graph knows, and some others.
 fn texts(graph: &GraphProto, input: &TensorSpec, rows: usize, random: &mut Random) -> Values {
     let mut known: Vec<String> = vec!["a".to_owned(), "b".to_owned(), "0".to_owned()];
-    let reads = |node: &&NodeProto| node.input.contains(&input.name);
-    let lists = graph.node.iter().filter(reads).flat_map(|node| &node.attribute).map(|attribute| &attribute.strings);
-    let levels: Vec<String> = lists
-        .flatten()
-        .filter_map(|text| std::str::from_utf8(text).ok())
-        .filter(|text| !text.contains('\0'))
-        .map(str::to_owned)
-        .collect();
-    if !levels.is_empty() {
+    let levels = |reads: &dyn Fn(&NodeProto) -> bool| -> Vec<String> {
+        let attributes = graph.node.iter().filter(|node| reads(node)).flat_map(|node| &node.attribute);
+        let texts =
+            attributes.flat_map(|attribute| &attribute.strings).filter_map(|text| std::str::from_utf8(text).ok());
+        texts.filter(|text| !text.contains('\0')).map(str::to_owned).collect()
+    };
+    // an encoder may read the texts only after other operators
+    let found = [levels(&|node| node.input.contains(&input.name)), levels(&|_| true)];
+    if let Some(levels) = found.into_iter().find(|levels| !levels.is_empty()) {
         known = levels;
     }
     Values::String((0..rows * input.width()).map(|_| known[random.below(known.len())].clone()).collect())
