@@ -53,6 +53,15 @@ impl Trial {
         Ok(scores.matrix(role)?.to_f32().as_primitive::<Float32Type>().values().to_vec())
     }
 
+    /// The columns of a tensor for rows, in the precision of the model.
+    ///
+    /// # Errors
+    /// As [`Trial::run`].
+    pub fn columns(&self, role: Role, columns: &[ArrayRef]) -> Result<Vec<ArrayRef>> {
+        let scores = score(&self.0, Start::Features, &self.rows(columns)?, &Request::roles([role]), None)?;
+        Ok(scores.matrix(role)?.columns())
+    }
+
     /// The reconstruction error of rows, the same as `ae_error`.
     ///
     /// # Errors

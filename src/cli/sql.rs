@@ -28,7 +28,7 @@ use crate::session::Session;
 const MAX_ROWS: usize = 1000;
 
 /// Time that interrupted work has to stop and to remove its temporary files before the process ends.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct SqlArgs {

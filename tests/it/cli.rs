@@ -25,6 +25,7 @@ crate::harness::tests! {
     fn a_sort_beyond_the_memory_limit_spills_or_fails_by_name,
     fn an_interrupt_stops_the_query,
     fn an_interrupt_ends_a_training_without_a_model_or_with_its_best,
+    fn an_interrupt_ends_an_epoch_of_a_training_soon,
     fn a_second_interrupt_ends_the_program,
     fn a_second_interrupt_does_not_wait_for_a_file,
     fn a_report_is_one_page_that_needs_no_network,
@@ -378,6 +379,29 @@ fn an_interrupt_ends_a_training_without_a_model_or_with_its_best() {
     }
 }
 
+/// An epoch that takes long ends at once: without a model, or with the weights so far.
+fn an_interrupt_ends_an_epoch_of_a_training_soon() {
+    let columns: Vec<String> = (0..20).map(|i| format!("sin(value * {i} + {i}) AS x{i}")).collect();
+    for (option, code, models) in [("", 130, 0), (", on_interrupt = 'keep'", 0, 1)] {
+        let store = tempfile::tempdir().unwrap();
+        let create = format!(
+            "CREATE MODEL m OPTIONS (hidden_units = [1024, 8, 1024], batch_size = 128{option})
+                 AS SELECT {} FROM generate_series(1, 200000)",
+            columns.join(", ")
+        );
+        let program = Running::watch_err(aefusion().args(["sql", "--models"]).arg(store.path()).args(["-c", &create]));
+        // after the rows are read, and before the first epoch ends
+        std::thread::sleep(Duration::from_secs(5));
+        let interrupted = Instant::now();
+        program.signal(Signal::SIGINT);
+        let ended = program.end();
+        assert_eq!(ended.code, Some(code), "{}", ended.watched);
+        // a second, and as much for other programs on this machine
+        assert!(interrupted.elapsed() < Duration::from_secs(4), "{:?}", interrupted.elapsed());
+        assert_eq!(n_models(store.path()), format!("exit code 0\n--- out\nmodels\n{models}\n--- err\n"));
+    }
+}
+
 /// The first interrupt asks a training to end with its best epoch, which takes a while with an epoch of one large step.
 /// The second one does not wait for that.
 fn a_second_interrupt_ends_the_program() {
@@ -396,8 +420,8 @@ fn a_second_interrupt_ends_the_program() {
     assert_eq!(n_models(store.path()), "exit code 0\n--- out\nmodels\n0\n--- err\n");
 }
 
-/// A thread that opens a pipe waits until another program writes to it. After the first interrupt, the program waits ten
-/// seconds for this thread.
+/// A thread that opens a pipe waits until another program writes to it. After the first interrupt, the program waits for
+/// this thread, but not long.
 fn a_second_interrupt_does_not_wait_for_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let (encoder, decoder) = (folder.path().join("encoder.onnx"), folder.path().join("decoder.onnx"));

@@ -26,6 +26,7 @@ crate::harness::tests! {
     async rows_beyond_the_memory_are_in_temporary_files,
     async without_temporary_files_rows_beyond_the_memory_are_an_error,
     async a_dropped_training_stops_its_thread,
+    async the_summary_comes_after_the_publication,
     async a_watch_aborts_a_training_or_ends_it_with_its_best_epoch,
     async the_rmse_is_the_root_of_the_mse,
 }
@@ -158,6 +159,50 @@ async fn without_temporary_files_rows_beyond_the_memory_are_an_error() {
     run(&session, &DEEP.replace("FROM t", "FROM few")).await.unwrap();
     let error = run(&session, &DEEP.replace("CREATE", "CREATE OR REPLACE")).await.unwrap_err().to_string();
     assert!(error.contains("ae.train_memory") && error.contains("DiskManager is disabled"), "{error}");
+}
+
+/// Publishes another version of the model in the first epoch, and remembers whether a training was shown as done.
+#[derive(Debug)]
+struct Meanwhile {
+    store: Models,
+    is_published: AtomicBool,
+    is_finished: AtomicBool,
+}
+
+impl Watch for Meanwhile {
+    fn epoch(&self, _: usize, _: f64, _: Option<f64>) {
+        if !self.is_published.swap(true, Ordering::Relaxed) {
+            let file = std::fs::read("tests/models/mean.onnx").unwrap().into();
+            let name = aefusion_udfs::store::ModelName::new("m").unwrap();
+            let publish = self.store.store().publish(&name, file, aefusion_udfs::store::Publish::New);
+            futures::executor::block_on(publish).unwrap();
+        }
+    }
+
+    fn finished(&self, _: &[(&'static str, serde_json::Value)]) {
+        self.is_finished.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn the_summary_comes_after_the_publication() {
+    let models = Models::new(ModelStore::in_memory());
+    let watch = Arc::new(Meanwhile {
+        store: models.clone(),
+        is_published: AtomicBool::new(false),
+        is_finished: AtomicBool::new(false),
+    });
+    let state = SessionStateBuilder::new()
+        .with_default_features()
+        .with_autoencoders(models)
+        .with_trainer(Arc::clone(&watch) as _)
+        .build();
+    let session = SessionContext::new_with_state(state);
+    session.register_batch("t", rows(200, 3, 6)).unwrap();
+    let train = "MODEL m OPTIONS (max_iterations = 1) AS SELECT * FROM t";
+    let error = run(&session, &format!("CREATE {train}")).await.unwrap_err().to_string();
+    assert!(error.contains('m') && !watch.is_finished.load(Ordering::Relaxed), "{error}");
+    run(&session, &format!("CREATE OR REPLACE {train}")).await.unwrap();
+    assert!(watch.is_finished.load(Ordering::Relaxed));
 }
 
 /// Counts rows and epochs; stops the training after an epoch, or at once.

@@ -333,7 +333,7 @@ impl Config {
                 l2_reg: taker.number("l2_reg", 0.0, 0.0..=1e6)?,
                 max_iterations: 0,
                 early_stop: taker.boolean("early_stop", true)?,
-                min_rel_progress: taker.number("min_rel_progress", 0.001, 0.0..=1.0)?,
+                min_rel_progress: taker.number("min_rel_progress", 0.001, 0.0..=0.99)?,
                 patience: taker.whole_or("patience", purpose.patience(), 1..=1_000_000)?,
                 seed,
             },

@@ -13,6 +13,7 @@ use crate::ingest::{Groups, Numbers, Profile, Table, UNCOUNTED};
 use crate::key::{mix, uniform};
 use crate::labels::Labels;
 use crate::rule::{Part, Rule};
+use crate::watch::{Watch, check};
 
 /// Largest number of held-out rows, and of calibration rows; more rows would add little certainty.
 const MOST_HELD_OUT: usize = 50_000;
@@ -47,6 +48,8 @@ pub(crate) struct Deal {
     pub(crate) train: usize,
     /// Held-out rows that are used, about.
     pub(crate) held_out: usize,
+    /// Calibration rows that are used, about.
+    pub(crate) calibration: usize,
     /// For each class, its training rows.
     pub(crate) of_class: Vec<usize>,
     /// The training rows, column by column.
@@ -57,8 +60,14 @@ impl Deal {
     /// Deals the rows of a table, at most `most_calibration` for the calibration.
     ///
     /// # Errors
-    /// An execution error if the rows cannot be read back, or if a class has no training row.
-    pub(crate) fn of(table: &Table, mut rule: Rule, labels: Option<&Labels>, most_calibration: usize) -> Result<Self> {
+    /// An execution error if the rows cannot be read back, if a class has no training row, or if the training was aborted.
+    pub(crate) fn of(
+        table: &Table,
+        mut rule: Rule,
+        labels: Option<&Labels>,
+        most_calibration: usize,
+        watch: &dyn Watch,
+    ) -> Result<Self> {
         if let SplitBy::Time(_) = rule.by {
             rule.cut_times(&times(table)?, table.last);
         }
@@ -66,12 +75,21 @@ impl Deal {
             Some(labels) if rule.by == SplitBy::Row => class_cuts(table, &rule, labels)?,
             _ => Vec::new(),
         };
-        let deal = Self { rule, cuts, kept: [1.0; 2], train: 0, held_out: 0, of_class: Vec::new(), seen: Vec::new() };
-        let mut deal = match deal.counted(table, labels, most_calibration)? {
+        let deal = Self {
+            rule,
+            cuts,
+            kept: [1.0; 2],
+            train: 0,
+            held_out: 0,
+            calibration: 0,
+            of_class: Vec::new(),
+            seen: Vec::new(),
+        };
+        let mut deal = match deal.counted(table, labels, most_calibration, watch)? {
             // a few rows, or equal ones
             Self { train: 0, rule, .. } => {
                 let rule = rule.of_training_rows_alone();
-                Self { rule, cuts: Vec::new(), ..deal }.counted(table, labels, most_calibration)?
+                Self { rule, cuts: Vec::new(), ..deal }.counted(table, labels, most_calibration, watch)?
             }
             deal => deal,
         };
@@ -83,7 +101,13 @@ impl Deal {
     }
 
     /// Counts the rows of the parts, and profiles the training rows.
-    fn counted(&self, table: &Table, labels: Option<&Labels>, most_calibration: usize) -> Result<Self> {
+    fn counted(
+        &self,
+        table: &Table,
+        labels: Option<&Labels>,
+        most_calibration: usize,
+        watch: &dyn Watch,
+    ) -> Result<Self> {
         let mut deal = Self { of_class: vec![0; labels.map_or(0, Labels::count)], ..self.clone() };
         let seen = |column: &Profile| match column {
             Profile::Numbers(_) => Seen::Numbers(Numbers::default()),
@@ -92,6 +116,7 @@ impl Deal {
         deal.seen = table.columns.iter().map(|column| seen(&column.profile)).collect();
         let (mut held_out, mut calibration) = (0, 0);
         table.visit(|batch| {
+            check(watch)?;
             let classes = classes(labels, batch);
             let parts = self.parts(table, batch, &classes);
             let is_train: Vec<bool> = parts.iter().map(|part| *part == Some(Part::Train)).collect();
@@ -122,6 +147,7 @@ impl Deal {
         let kept = |rows: usize, most: usize| if rows > most { most as f64 / rows as f64 } else { 1.0 };
         deal.kept = [kept(held_out, MOST_HELD_OUT), kept(calibration, MOST_HELD_OUT.min(most_calibration))];
         deal.held_out = rounded(held_out as f64 * deal.kept[0]);
+        deal.calibration = rounded(calibration as f64 * deal.kept[1]);
         Ok(deal)
     }
 

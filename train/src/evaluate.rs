@@ -10,6 +10,7 @@ use crate::fit::generator;
 use crate::gradient::{Loss, Objective, Pass, Rows};
 use crate::loss::predicted;
 use crate::network::{BLOCK_ROWS, Network};
+use crate::watch::{Control, Watch, check};
 
 /// The results of a network on rows.
 #[derive(Debug, Clone, Default)]
@@ -85,12 +86,13 @@ impl Confusion {
 /// Returns none if there are no rows, or if labels are needed and no row has one.
 ///
 /// # Errors
-/// An execution error if the rows cannot be read back.
+/// An execution error if the rows cannot be read back, or if the training was aborted.
 pub(crate) fn evaluate(
     network: &Network,
     objective: &Objective,
     dataset: &Dataset,
     seed: u64,
+    watch: &dyn Watch,
 ) -> Result<Option<Evaluation>> {
     let objective = Objective { dropout: 0.0, ..objective.clone() };
     let (mut loss, mut confusion, mut n, mut part) = (0.0, Confusion::default(), 0_usize, 0_usize);
@@ -101,6 +103,9 @@ pub(crate) fn evaluate(
             .par_chunks(BLOCK_ROWS)
             .enumerate()
             .map_init(Pass::default, |pass, (block, indices)| {
+                if watch.control() == Control::Abort {
+                    return (0.0, Confusion::default());
+                }
                 let mut rng = generator(seed, &[3, part, block]);
                 pass.evaluate(network, &objective, rows, indices, &mut rng);
                 let confusion = match objective.loss {
@@ -116,6 +121,7 @@ pub(crate) fn evaluate(
         }
         n += indices.len();
         part += 1;
+        check(watch)?;
         Ok(true)
     })?;
     Ok((n > 0).then(|| Evaluation { loss: loss / n as f64, confusion }))

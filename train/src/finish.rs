@@ -15,7 +15,7 @@ use crate::ingest::{Profile, Table};
 use crate::recipe::{Recipe, Trained};
 use crate::rule::Rule;
 use crate::split::Parts;
-use crate::summary::summary;
+use crate::summary::{Summary, summary};
 use crate::validate::validate;
 use crate::warm_start::Stored;
 
@@ -59,12 +59,12 @@ pub(crate) struct Finished<'a> {
 }
 
 impl Finished<'_> {
-    /// The file to publish.
+    /// The file to publish, and its summary.
     ///
     /// # Errors
     /// An internal error if ONNX Runtime computes other results from the file than the networks give. An execution error
     /// if rows cannot be read back, or if the training was aborted.
-    pub(crate) fn file(mut self, name: &ModelName, limits: &Limits) -> Result<Bytes> {
+    pub(crate) fn file(mut self, name: &ModelName, limits: &Limits) -> Result<(Bytes, Summary)> {
         let (statistics, classes) = (std::mem::take(&mut self.statistics), self.classes.clone());
         let networks = &self.trained.networks;
         let config = self.recipe.config;
@@ -96,8 +96,7 @@ impl Finished<'_> {
             training.summary = summary.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
         }
         metadata.write(&mut model)?;
-        self.recipe.context.watch.finished(&summary);
-        Ok(model.encode_to_vec().into())
+        Ok((model.encode_to_vec().into(), summary))
     }
 
     /// The errors of the calibration rows, unless the base model's calibration still holds.

@@ -1,5 +1,7 @@
 //! The training loop: epochs of shuffled batches, the learning rate of each, early stopping, the best epoch.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use aefusion_udfs::model::metadata::Epoch;
 use datafusion::common::exec_err;
 use datafusion::error::Result;
@@ -14,7 +16,7 @@ use crate::key::mix;
 use crate::network::Network;
 use crate::optimizer::OptimizerKind;
 use crate::step::Fitting;
-use crate::watch::{Control, Watch};
+use crate::watch::{Control, Watch, check};
 
 /// How the learning rate changes over the epochs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
@@ -71,6 +73,8 @@ pub(crate) struct FitContext<'a> {
     pub(crate) held_out: &'a Dataset,
     pub(crate) options: &'a FitOptions,
     pub(crate) watch: &'a dyn Watch,
+    /// Whether a stage has ended early, because the watch asked for it.
+    pub(crate) is_interrupted: &'a AtomicBool,
 }
 
 impl FitContext<'_> {
@@ -79,10 +83,7 @@ impl FitContext<'_> {
     /// # Errors
     /// An execution error if it was aborted.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.watch.control() {
-            Control::Abort => exec_err!("the training was aborted; no model was published"),
-            Control::Continue | Control::Finish => Ok(()),
-        }
+        check(self.watch)
     }
 }
 
@@ -131,7 +132,7 @@ impl EarlyStopping {
 pub(crate) fn fit(
     network: &mut Network,
     objective: &Objective,
-    FitContext { train, held_out, options, watch }: FitContext<'_>,
+    FitContext { train, held_out, options, watch, is_interrupted }: FitContext<'_>,
     stage: &str,
 ) -> Result<Vec<Epoch>> {
     watch.begin(stage, options.max_iterations, train.len());
@@ -142,11 +143,14 @@ pub(crate) fn fit(
     let mut stopping = EarlyStopping::new(options.min_rel_progress, options.patience);
     for epoch in 0..options.max_iterations {
         let learn_rate = options.learn_rate * options.schedule.factor(epoch, options.max_iterations);
-        let loss = fitting.epoch(network, train, epoch, learn_rate)?;
-        if watch.control() == Control::Abort {
-            return exec_err!("the training was aborted in epoch {}; no model was published", epoch + 1);
-        }
-        let held_out_loss = evaluate(network, objective, held_out, options.seed)?.map(|held_out| held_out.loss);
+        let loss = fitting.epoch(network, train, epoch, learn_rate, best.2.is_some())?;
+        check(watch)?;
+        // none if a better end than that of this epoch is known
+        let Some(loss) = loss else {
+            is_interrupted.store(true, Ordering::Relaxed);
+            break;
+        };
+        let held_out_loss = evaluate(network, objective, held_out, options.seed, watch)?.map(|held_out| held_out.loss);
         let decisive = held_out_loss.unwrap_or(loss);
         for (part, loss) in [("training", Some(loss)), ("held-out", held_out_loss)] {
             if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
@@ -173,7 +177,11 @@ pub(crate) fn fit(
             best.2 = Some(epoch);
         }
         let has_ended = stopping.has_ended(decisive);
-        if watch.control() == Control::Finish || options.early_stop && has_ended {
+        if options.early_stop && has_ended {
+            break;
+        }
+        if watch.control() == Control::Finish {
+            is_interrupted.fetch_or(epoch + 1 < options.max_iterations, Ordering::Relaxed);
             break;
         }
     }

@@ -199,6 +199,8 @@ pub(crate) struct Table {
     pub(crate) rows: usize,
     /// The latest time, with [`SplitBy::Time`].
     pub(crate) last: f64,
+    /// Bytes of the rows in memory; 0 if they are in a file.
+    pub(crate) in_memory: usize,
     storage: Storage,
 }
 
@@ -208,7 +210,8 @@ enum Storage {
     File(Spilled),
 }
 
-/// Reads a stream to its end. Rows stay in memory up to `budget` bytes.
+/// Reads a stream to its end. Rows stay in memory up to half of the `budget` bytes: the other half is for the same rows in the
+/// scaled space.
 ///
 /// # Errors
 /// A planning error for a column of an unsupported type, an execution error for values that cannot be trained on.
@@ -253,7 +256,8 @@ pub(crate) async fn read(
     }
     columns.iter().filter(|column| Some(&column.name) != roles.label.as_ref()).try_for_each(Column::check)?;
     splitting.check()?;
-    Ok(Table { columns, rows, last: splitting.last, storage: writer.finish()? })
+    let in_memory = if writer.file.is_none() { writer.bytes } else { 0 };
+    Ok(Table { columns, rows, last: splitting.last, in_memory, storage: writer.finish()? })
 }
 
 /// Columns without rows, except the column `split`. `room` is the number of bytes for the texts of all columns.
@@ -365,7 +369,7 @@ impl TableWriter {
         }
         self.bytes += batch.get_array_memory_size();
         self.pending.push(batch);
-        if self.bytes > self.budget {
+        if self.bytes > self.budget / 2 {
             let mut writer = Writer::new(&self.disk, &self.schema)?;
             for batch in std::mem::take(&mut self.pending) {
                 writer.write(&batch)?;

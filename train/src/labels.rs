@@ -8,7 +8,7 @@ use datafusion::common::{exec_err, plan_err};
 use datafusion::error::Result;
 
 use crate::dataset::NO_LABEL;
-use crate::ingest::{Profile, Table};
+use crate::ingest::{LONGEST_LEVEL, Profile, Table};
 
 /// Largest number of classes of a classifier.
 const MOST_CLASSES: usize = 10_000;
@@ -54,9 +54,15 @@ impl Labels {
         if n == 0 && texts.uncounted == 0 {
             return exec_err!("column \"{label}\" is NULL in every row; a classifier needs rows with labels");
         }
-        if n < 2 || texts.uncounted > 0 || n > MOST_CLASSES {
-            let found = if texts.uncounted > 0 { "more".to_owned() } else { n.to_string() };
-            return exec_err!("column \"{label}\" must have from 2 to {MOST_CLASSES} distinct labels; found {found}");
+        if texts.uncounted > 0 {
+            return exec_err!(
+                "column \"{label}\" has labels that cannot be counted in {} rows: labels of more than {LONGEST_LEVEL} bytes, with \
+                 a zero byte, or beyond a quarter of ae.train_memory; a classifier needs short labels",
+                texts.uncounted
+            );
+        }
+        if n < 2 || n > MOST_CLASSES {
+            return exec_err!("column \"{label}\" must have from 2 to {MOST_CLASSES} distinct labels; found {n}");
         }
         let names = StringArray::from_iter_values(texts.names.iter());
         let typed = cast(&names, data_type)?;

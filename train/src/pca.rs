@@ -1,6 +1,10 @@
 //! Principal axes of rows.
 
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
 use aefusion_udfs::numbers::to_f32;
+use datafusion::common::internal_err;
 use datafusion::error::Result;
 use nalgebra::{DMatrix, SymmetricEigen};
 
@@ -19,7 +23,7 @@ pub(crate) struct Axes {
 
 impl Axes {
     /// The first `count` axes of rows, with missing values filled. If there are more than `most` rows, blocks at equal
-    /// distances are used. `context` can abort between blocks, not while the axes are computed from the sums.
+    /// distances are used. `context` can abort between blocks, and while the axes are computed from the sums.
     ///
     /// # Errors
     /// An execution error if the rows cannot be read back, or if the training was aborted.
@@ -38,7 +42,7 @@ impl Axes {
             products.iter_mut().zip(&product).for_each(|(sum, value)| *sum += f64::from(*value));
         })?;
         context.check()?;
-        Ok(Self { mean, axes: largest_axes(products, width, count) })
+        Ok(Self { mean, axes: interruptible(move || largest_axes(products, width, count), context)? })
     }
 
     /// The mean of rows, without axes.
@@ -56,6 +60,24 @@ impl Axes {
             }
         })?;
         Ok(Self { mean: sums.iter().map(|sum| sum / n.max(1.0)).collect(), axes: Vec::new() })
+    }
+}
+
+/// Computes on another thread, and asks `context` meanwhile. After an abort, the result of the thread is not awaited.
+fn interruptible<T: Send + 'static>(
+    compute: impl FnOnce() -> T + Send + 'static,
+    context: &FitContext<'_>,
+) -> Result<T> {
+    const BETWEEN: Duration = Duration::from_millis(50);
+    let (sender, receiver) = channel();
+    // ignore a receiver that is gone after an abort
+    std::thread::Builder::new().name("axes".to_owned()).spawn(move || drop(sender.send(compute())))?;
+    loop {
+        match receiver.recv_timeout(BETWEEN) {
+            Ok(result) => return Ok(result),
+            Err(RecvTimeoutError::Timeout) => context.check()?,
+            Err(RecvTimeoutError::Disconnected) => return internal_err!("the thread of the principal axes panicked"),
+        }
     }
 }
 
@@ -166,7 +188,8 @@ fn for_blocks(dataset: &Dataset, most: usize, context: &FitContext<'_>, mut visi
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::time::Instant;
 
     use datafusion::execution::DiskManager;
 
@@ -216,7 +239,13 @@ mod tests {
         };
         let aborted_after = |after: usize, run: &dyn Fn(&FitContext<'_>) -> Result<()>| {
             let watch = Aborting { after, asked: AtomicUsize::new(0) };
-            let context = FitContext { train: &dataset, held_out: &dataset, options: &options, watch: &watch };
+            let context = FitContext {
+                train: &dataset,
+                held_out: &dataset,
+                options: &options,
+                watch: &watch,
+                is_interrupted: &AtomicBool::new(false),
+            };
             let error = run(&context).unwrap_err().to_string();
             assert!(error.contains("aborted"), "{error}");
             assert_eq!(watch.asked.into_inner(), after, "nothing is asked, or computed, after the abort");
@@ -226,6 +255,10 @@ mod tests {
         for after in [2, 7, 9] {
             aborted_after(after, &axes);
         }
+        // while the axes are computed
+        let started = Instant::now();
+        aborted_after(2, &|context| interruptible(|| std::thread::sleep(Duration::from_secs(60)), context));
+        assert!(started.elapsed() < Duration::from_secs(30));
         let mean = Axes { mean: vec![0.0; 2], axes: Vec::new() };
         aborted_after(3, &|context| mean.floors(&dataset, context).map(drop));
     }

@@ -105,17 +105,32 @@ impl Recipe<'_> {
         }
     }
 
-    /// Checks the size of the file before hours are spent on the training.
+    /// Checks the size of the file before hours are spent on the training. `classes` is 0 without a classifier.
     ///
     /// # Errors
-    /// A planning error if the weights of encoder and decoder alone are too large.
-    pub(crate) fn check_size(&self, limits: &Limits) -> Result<()> {
-        let weights = |layer: &Layer| (layer.inputs as u64 + 1) * layer.outputs as u64;
-        let bytes = size_of::<f32>() as u64
-            * self.encoder_layers().iter().chain(&self.decoder_layers()).map(weights).sum::<u64>();
-        if bytes > limits.bytes {
+    /// A planning error if the weights of encoder, decoder and head alone are too large.
+    pub(crate) fn check_size(&self, limits: &Limits, classes: usize) -> Result<()> {
+        let weights = |layer: &Layer| (layer.inputs as u64 + 1).saturating_mul(layer.outputs as u64);
+        let bytes = |layers: &[Layer]| {
+            let weights = layers.iter().map(weights).fold(0_u64, u64::saturating_add);
+            weights.saturating_mul(size_of::<f32>() as u64)
+        };
+        let autoencoder = bytes(&self.encoder_layers()).saturating_add(bytes(&self.decoder_layers()));
+        let code = self.hidden_units[self.hidden_units.len() / 2];
+        let head = match &self.config.classifier {
+            Some(options) => bytes(&classifier::head_layers(self, options, code, classes)),
+            None => 0,
+        };
+        if autoencoder.saturating_add(head) > limits.bytes {
+            let (smaller, of_the_head) = match head {
+                0 => ("hidden_units", String::new()),
+                _ if head > autoencoder => ("head_units", format!(", {head} of them the head")),
+                _ => ("hidden_units or head_units", format!(", {head} of them the head")),
+            };
             return plan_err!(
-                "the network would take {bytes} bytes, at most {} are allowed (ae.max_model_bytes); set smaller hidden_units",
+                "the network would take {} bytes{of_the_head}, at most {} are allowed (ae.max_model_bytes); set smaller \
+                 {smaller}",
+                autoencoder.saturating_add(head),
                 limits.bytes
             );
         }

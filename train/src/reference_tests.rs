@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use aefusion_udfs::choice::Choice;
 use aefusion_udfs::numbers::to_f32;
@@ -174,7 +175,8 @@ fn fit_from_below(weight: f32, options: &FitOptions) -> (Vec<aefusion_udfs::mode
     let mut network = Network::of(vec![layer], vec![weight, 0.0]).unwrap();
     let objective = Objective::plain(Loss::Reconstruction { of: 0, absolute: true }, 0..1);
     let (train, held_out) = (dataset(&[1.0], 1), dataset(&[], 1));
-    let context = FitContext { train: &train, held_out: &held_out, options, watch: &Unwatched };
+    let is_interrupted = &AtomicBool::new(false);
+    let context = FitContext { train: &train, held_out: &held_out, options, watch: &Unwatched, is_interrupted };
     let history = fit(&mut network, &objective, context, "together").unwrap();
     (history, network)
 }
@@ -300,7 +302,7 @@ fn columns_are_scaled_as_numpy_scales_them() {
     };
     for (scaling, expected) in [(Scaling::Standard, standard), (Scaling::Common, common)] {
         let table = read();
-        let deal = Deal::of(&table, Rule::new(0, SplitBy::Row, 0.0, 0.0), None, 1).unwrap();
+        let deal = Deal::of(&table, Rule::new(0, SplitBy::Row, 0.0, 0.0), None, 1, &Unwatched).unwrap();
         let design = Design::of(&table, &deal.seen, &[0, 1, 2, 3], 10, scaling).unwrap();
         let mut scaled = Vec::new();
         table

@@ -15,22 +15,32 @@ use crate::design::Design;
 use crate::ingest::{LONGEST_LEVEL, Profile, Table, UNCOUNTED};
 use crate::labels::Labels;
 use crate::rule::Part;
+use crate::watch::{Watch, check};
 
 /// Bytes for the rows of each set.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Memory {
-    pub(crate) train: usize,
-    pub(crate) held_out: usize,
-    /// Calibration rows that stay in memory.
-    pub(crate) calibration_rows: usize,
+struct Memory {
+    train: usize,
+    held_out: usize,
 }
 
 impl Memory {
-    /// Calibration rows of a table take a quarter of the bytes at most.
-    pub(crate) fn of(bytes: usize, table: &Table) -> Self {
-        let row = (table.columns.len() + 2) * size_of::<f64>();
-        Self { train: bytes, held_out: bytes, calibration_rows: (bytes / 4 / row).max(1) }
+    /// Shares `bytes` among the sets. Some are already taken: by the rows as the query returned them, and by calibration rows.
+    fn of(bytes: usize, taken: usize, held_out_rows: usize) -> Self {
+        let left = bytes.saturating_sub(taken).max(bytes / 8);
+        let held_out = held_out_rows.min(left / 4);
+        Self { train: left - held_out, held_out }
     }
+}
+
+/// Bytes of a row of a table in memory.
+fn row_bytes(table: &Table) -> usize {
+    (table.columns.len() + 2) * size_of::<f64>()
+}
+
+/// The most calibration rows: they stay in memory, and take a quarter of the `bytes` at most.
+pub(crate) fn most_calibration_rows(bytes: usize, table: &Table) -> usize {
+    (bytes / 4 / row_bytes(table)).max(1)
 }
 
 /// The three sets. Each row of the table is in one of them, or is set aside and not needed.
@@ -47,28 +57,33 @@ pub(crate) struct Parts {
     pub(crate) texts: Vec<Vec<Arc<str>>>,
 }
 
-/// Splits the rows into training, held-out and calibration sets. The calibration rows stay in memory, twice as many as
-/// `most_calibration` at most.
+/// Splits the rows into training, held-out and calibration sets. Together, they take `bytes` bytes of memory at most.
 ///
 /// # Errors
-/// An execution error if temporary files fail.
+/// An execution error if temporary files fail, or if the training was aborted.
+#[allow(clippy::too_many_arguments, reason = "the parts of a training before its rows are scaled")]
 pub(crate) fn split(
     table: Table,
     deal: &Deal,
     design: &Design,
     columns: &[usize],
     labels: Option<&Labels>,
-    memory: &Memory,
+    bytes: usize,
     disk: &Arc<DiskManager>,
+    watch: &dyn Watch,
 ) -> Result<Parts> {
     const PARITY_ROWS: usize = 1024;
     let writer = |bytes: usize| DatasetWriter::new(design.fill(), labels.is_some(), bytes, Arc::clone(disk));
+    let taken = table.in_memory + deal.calibration * row_bytes(&table);
+    let memory = Memory::of(bytes, taken, deal.held_out * design.width * size_of::<f32>());
+    let most_calibration = most_calibration_rows(bytes, &table);
     let (mut train, mut held_out) = (writer(memory.train), writer(memory.held_out));
     train.reserve(deal.train);
     held_out.reserve(deal.held_out);
     let (mut calibration, mut parity_rows, mut compared, mut calibrated) = (Vec::new(), Vec::new(), 0, 0);
     let mut scaled = Vec::new();
     let drained = table.drain(|table, batch| {
+        check(watch)?;
         design.encode(&batch, columns, &mut scaled);
         check_scales(&scaled, design)?;
         let classes = classes(labels, &batch);
@@ -86,7 +101,7 @@ pub(crate) fn split(
                     }
                 }
                 // the sample of calibration rows has about the wanted size, unless most rows are equal
-                Some(Part::Calibration) if calibrated + calibrating.len() < 2 * memory.calibration_rows => {
+                Some(Part::Calibration) if calibrated + calibrating.len() < most_calibration + most_calibration / 4 => {
                     calibrating.push(i as u64);
                 }
                 Some(Part::Calibration) => {}
@@ -146,5 +161,23 @@ impl Parts {
             }
         };
         columns.iter().map(input).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_sets_share_one_budget() {
+        let sizes = |taken, held_out| {
+            let Memory { train, held_out } = Memory::of(1_000, taken, held_out);
+            (train, held_out)
+        };
+        assert_eq!(sizes(0, 100), (900, 100));
+        assert_eq!(sizes(500, 100), (400, 100));
+        assert_eq!(sizes(500, 10_000), (375, 125), "held-out rows are in a file before training rows are");
+        assert_eq!(sizes(750, 10), (240, 10));
+        assert_eq!(sizes(5_000, 10), (115, 10), "an eighth is left in any case");
     }
 }

@@ -1,5 +1,7 @@
 //! The steps of an epoch. Each batch is cut into shards, and their gradients are added in a fixed order.
 
+use std::time::{Duration, Instant};
+
 use datafusion::common::exec_err;
 use datafusion::error::Result;
 use multiversion::multiversion;
@@ -46,7 +48,10 @@ impl<'a> Fitting<'a> {
         &self.gradients
     }
 
-    /// Runs one epoch over shuffled rows, and returns its mean loss. The epoch ends early if the training is aborted.
+    /// Runs one epoch over shuffled rows, and returns its mean loss.
+    ///
+    /// The epoch ends early if the training is aborted, or is asked to finish. An earlier epoch is then the result if
+    /// `has_best`: this one returns none. Otherwise this epoch is the result, and has a fraction of a second.
     ///
     /// # Errors
     /// An execution error if labels are needed and no row has one, or if the rows cannot be read back.
@@ -56,7 +61,10 @@ impl<'a> Fitting<'a> {
         dataset: &Dataset,
         epoch: usize,
         learn_rate: f64,
-    ) -> Result<f64> {
+        has_best: bool,
+    ) -> Result<Option<f64>> {
+        const AT_LEAST: Duration = Duration::from_millis(200);
+        let (started, mut is_early) = (Instant::now(), false);
         let mut shuffle = generator(self.options.seed, &[1, epoch]);
         let (mut sum, mut n, mut batches) = (0.0, 0_usize, 0_usize);
         dataset.visit(Some(&mut shuffle), |rows, indices| {
@@ -66,7 +74,12 @@ impl<'a> Fitting<'a> {
                 n += batch.len();
                 batches += 1;
                 self.watch.rows(batch.len());
-                if self.watch.control() == Control::Abort {
+                is_early = match self.watch.control() {
+                    Control::Abort => true,
+                    Control::Finish => has_best || started.elapsed() > AT_LEAST,
+                    Control::Continue => false,
+                };
+                if is_early {
                     return Ok(false);
                 }
             }
@@ -75,7 +88,7 @@ impl<'a> Fitting<'a> {
         if n == 0 {
             return exec_err!("no training row has a label; add rows with labels");
         }
-        Ok(sum / n as f64)
+        Ok((!is_early || !has_best).then_some(sum / n as f64))
     }
 
     /// Makes one step on a batch, and returns the sum of the losses of its rows.

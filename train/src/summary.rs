@@ -1,5 +1,7 @@
 //! The results of a training by name, as `DESCRIBE MODEL` and the command line show them.
 
+use std::sync::atomic::Ordering;
+
 use aefusion_udfs::model::calibration::Calibration;
 use datafusion::error::Result;
 use serde_json::{Value, json};
@@ -10,7 +12,6 @@ use crate::finish::Finished;
 use crate::gradient::{Loss, Objective};
 use crate::network::Network;
 use crate::pca::Axes;
-use crate::watch::Control;
 
 /// With more columns, principal axes would take longer than the training.
 const MOST_PCA_COLUMNS: usize = 512;
@@ -18,16 +19,16 @@ const MOST_PCA_COLUMNS: usize = 512;
 /// Number of rows from which the principal axes are computed.
 const PCA_ROWS: usize = 100_000;
 
+/// The results of a training by name.
+pub(crate) type Summary = Vec<(&'static str, Value)>;
+
 /// The results of a training, in the order in which they are shown.
 ///
 /// Errors and accuracy are those of the held-out rows; of the training rows if no row was held out.
 ///
 /// # Errors
 /// An execution error if rows cannot be read back, or if the training was aborted.
-pub(crate) fn summary(
-    finished: &Finished<'_>,
-    calibration: Option<&Calibration>,
-) -> Result<Vec<(&'static str, Value)>> {
+pub(crate) fn summary(finished: &Finished<'_>, calibration: Option<&Calibration>) -> Result<Summary> {
     let Finished { recipe, design, parts, trained, .. } = finished;
     let Networks { encoder, decoder, head } = &trained.networks;
     let (context, seed) = (&recipe.context, recipe.config.fit.seed);
@@ -48,7 +49,7 @@ pub(crate) fn summary(
     let network = encoder.then(decoder);
     let plain = |network: &Network, loss| Objective::plain(loss, 0..network.layers().len());
     let squared = Loss::Reconstruction { of: 0, absolute: false };
-    if let Some(evaluation) = evaluate(&network, &plain(&network, squared), measured, seed)? {
+    if let Some(evaluation) = evaluate(&network, &plain(&network, squared), measured, seed, context.watch)? {
         summary.push((error, json!(evaluation.loss)));
     }
     // axes of rows with filled gaps are not the best ones
@@ -66,7 +67,7 @@ pub(crate) fn summary(
     if let Some(head) = head {
         let classifier = encoder.then(head);
         let objective = plain(&classifier, Loss::CrossEntropy);
-        if let Some(evaluation) = evaluate(&classifier, &objective, measured, seed)? {
+        if let Some(evaluation) = evaluate(&classifier, &objective, measured, seed, context.watch)? {
             let labels = finished.classes.as_ref().map_or(&[][..], |classes| classes.labels.as_slice());
             summary.extend(scores_of(&evaluation.confusion, labels, scores));
         }
@@ -84,7 +85,7 @@ pub(crate) fn summary(
             summary.push(("calibration_rows_wanted", json!(wanted)));
         }
     }
-    if context.watch.control() == Control::Finish {
+    if context.is_interrupted.load(Ordering::Relaxed) {
         summary.push(("interrupted", json!(true)));
     }
     Ok(summary)

@@ -1,6 +1,7 @@
 //! `CREATE MODEL … AS SELECT`, from the rows of the query to the bytes of the ONNX file.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use aefusion_udfs::catalog::Models;
 use aefusion_udfs::config::AeOptions;
@@ -30,7 +31,8 @@ use crate::ingest::{self, Roles, Table};
 use crate::labels::Labels;
 use crate::recipe::{Recipe, Trained, classifier, together};
 use crate::rule::Rule;
-use crate::split::{Memory, split};
+use crate::split::{most_calibration_rows, split};
+use crate::summary::Summary;
 use crate::warm_start::{self, Base};
 use crate::watch::{StoppableWatch, Watch};
 
@@ -87,10 +89,10 @@ impl Trainer for SqlTrainer {
             watch,
         };
         let task = SpawnedTask::spawn_blocking(move || training.run(table));
-        match task.join().await {
-            Ok(trained) => trained,
-            Err(e) => Err(DataFusionError::ExecutionJoin(Box::new(e))),
-        }
+        let (file, summary) = task.join().await.map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))??;
+        let watch = Arc::clone(&self.watch);
+        job.after_publication.set(move || watch.finished(&summary));
+        Ok(file)
     }
 }
 
@@ -124,7 +126,7 @@ struct Training {
 }
 
 impl Training {
-    fn run(self, table: Table) -> Result<Bytes> {
+    fn run(self, table: Table) -> Result<(Bytes, Summary)> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .thread_name(|i| format!("training {i}"))
@@ -133,13 +135,13 @@ impl Training {
         pool.install(|| self.train(table))
     }
 
-    fn train(mut self, table: Table) -> Result<Bytes> {
+    fn train(mut self, table: Table) -> Result<(Bytes, Summary)> {
         let labels = match &self.config.classifier {
             Some(classifier) => Some(Labels::of(&table, &classifier.label)?),
             None => None,
         };
-        let memory = Memory::of(self.memory, &table);
-        let deal = Deal::of(&table, self.rule.clone(), labels.as_ref(), memory.calibration_rows)?;
+        let most_calibration = most_calibration_rows(self.memory, &table);
+        let deal = Deal::of(&table, self.rule.clone(), labels.as_ref(), most_calibration, &self.watch)?;
         let mut columns: Vec<usize> =
             (0..table.columns.len()).filter(|i| labels.as_ref().is_none_or(|labels| labels.column != *i)).collect();
         let design = match &self.base {
@@ -155,17 +157,19 @@ impl Training {
         }
         let statistics = statistics(&table, &columns);
         self.settle(&deal);
-        let parts = split(table, &deal, &design, &columns, labels.as_ref(), &memory, &self.disk)?;
+        let parts = split(table, &deal, &design, &columns, labels.as_ref(), self.memory, &self.disk, &self.watch)?;
+        let is_interrupted = AtomicBool::new(false);
         let context = FitContext {
             train: &parts.train,
             held_out: &parts.held_out,
             options: &self.config.fit,
             watch: &self.watch,
+            is_interrupted: &is_interrupted,
         };
         context.check()?;
         let hidden_units = self.hidden_units(design.width);
         let recipe = Recipe { config: &self.config, hidden_units: &hidden_units, context };
-        recipe.check_size(&self.limits)?;
+        recipe.check_size(&self.limits, deal.of_class.len())?;
         let trained = self.recipe(&recipe, &deal.of_class)?;
         // the autoencoder of the base did not change: neither did its errors, nor their calibration
         let is_unchanged = self.config.classifier.as_ref().is_some_and(|options| options.fine_tune == FineTune::Head);

@@ -131,7 +131,10 @@ fn option_value(recorded: &serde_json::Value) -> Option<OptionValue> {
     match recorded {
         serde_json::Value::String(text) => Some(OptionValue::Text(text.clone())),
         serde_json::Value::Bool(value) => Some(OptionValue::Boolean(*value)),
-        serde_json::Value::Number(number) => number.as_f64().map(OptionValue::Number),
+        serde_json::Value::Number(number) => match number.as_u64() {
+            Some(whole) => Some(OptionValue::Whole(whole)),
+            None => number.as_f64().map(OptionValue::Number),
+        },
         serde_json::Value::Array(items) => {
             items.iter().map(option_value).collect::<Option<Vec<_>>>().map(OptionValue::List)
         }

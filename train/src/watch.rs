@@ -4,6 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use datafusion::common::exec_err;
+use datafusion::error::Result;
+
 /// Watches a training: it receives the progress, and decides after each batch whether the training continues.
 ///
 /// Every method has a default that does nothing. The trainer calls the methods from its own thread.
@@ -21,7 +24,7 @@ pub trait Watch: fmt::Debug + Send + Sync {
     /// Epoch number `epoch` (from 1) is done, with its training loss and, if rows are held out, their loss.
     fn epoch(&self, _epoch: usize, _loss: f64, _held_out_loss: Option<f64>) {}
 
-    /// The training is done; `summary` holds its results by name, as `DESCRIBE MODEL` shows them.
+    /// The training is done, and its model is published; `summary` holds its results by name, as `DESCRIBE MODEL` shows them.
     fn finished(&self, _summary: &[(&'static str, serde_json::Value)]) {}
 
     /// Whether the training continues.
@@ -35,10 +38,21 @@ pub trait Watch: fmt::Debug + Send + Sync {
 pub enum Control {
     /// Continue.
     Continue,
-    /// End after the current epoch, and publish the best epoch so far.
+    /// End at once, and publish the best epoch so far. A stage without an epoch ends after a fraction of a second.
     Finish,
     /// End at once, and publish nothing.
     Abort,
+}
+
+/// Checks, between two parts of a training, that it was not aborted.
+///
+/// # Errors
+/// An execution error if it was aborted.
+pub(crate) fn check(watch: &dyn Watch) -> Result<()> {
+    match watch.control() {
+        Control::Abort => exec_err!("the training was aborted; no model was published"),
+        Control::Continue | Control::Finish => Ok(()),
+    }
 }
 
 /// A [`Watch`] that ignores the progress and never stops a training.

@@ -18,7 +18,7 @@ pub(crate) use factory::OnnxFunctions;
 pub use handler::execute;
 pub use options::{OptionValue, Options};
 pub use parser::parse;
-pub use trainer::{Trainer, TrainerHandle, TrainingJob};
+pub use trainer::{AfterPublication, Trainer, TrainerHandle, TrainingJob};
 
 /// A statement of DataFusion or about models.
 #[derive(Debug, Clone)]

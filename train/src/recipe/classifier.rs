@@ -52,7 +52,7 @@ pub(crate) fn train(
     Ok(Trained { networks: Networks { encoder, decoder, head: Some(head) }, history })
 }
 
-fn head_layers(recipe: &Recipe<'_>, options: &ClassifierOptions, code: usize, classes: usize) -> Vec<Layer> {
+pub(super) fn head_layers(recipe: &Recipe<'_>, options: &ClassifierOptions, code: usize, classes: usize) -> Vec<Layer> {
     let mut inputs = code;
     let mut layers = Vec::new();
     for outputs in options.head_units.iter().copied() {

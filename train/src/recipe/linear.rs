@@ -54,7 +54,7 @@ pub(crate) fn train(recipe: &Recipe<'_>) -> Result<Trained> {
     let objective = recipe.reconstruct(&network, 0, None);
     let seed = recipe.config.fit.seed;
     let loss_of = |dataset| -> Result<Option<f64>> {
-        Ok(evaluate(&network, &objective, dataset, seed)?.map(|evaluation| evaluation.loss))
+        Ok(evaluate(&network, &objective, dataset, seed, context.watch)?.map(|evaluation| evaluation.loss))
     };
     let loss = loss_of(context.train)?.unwrap_or_default();
     let held_out_loss = loss_of(context.held_out)?;

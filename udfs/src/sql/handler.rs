@@ -13,7 +13,7 @@ use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use futures::StreamExt;
 
-use super::{CreateModel, OptionValue, Options, Statement, TrainerHandle, TrainingJob};
+use super::{AfterPublication, CreateModel, OptionValue, Options, Statement, TrainerHandle, TrainingJob};
 use crate::bind::bind_prepared;
 use crate::blocking::offload;
 use crate::catalog::Models;
@@ -120,6 +120,7 @@ impl<'a> Handler<'a> {
             None if options.contains("model_path") || options.contains("encoder_path") => "onnx".to_owned(),
             None => "autoencoder".to_owned(),
         };
+        let after_publication = AfterPublication::default();
         let model = match (model_type.as_str(), create.query) {
             ("onnx", query) => self.import_file(name, options, query).await?,
             (other, _) if !MODEL_TYPES.contains(&other) => {
@@ -129,7 +130,7 @@ impl<'a> Handler<'a> {
                     MODEL_TYPES.join(", ")
                 );
             }
-            (_, Some(query)) => self.train(&create.model, model_type, options, query).await?,
+            (_, Some(query)) => self.train(&create.model, model_type, options, query, &after_publication).await?,
             (_, None) => {
                 options.finish(&import_options())?;
                 return plan_err!(
@@ -139,7 +140,10 @@ impl<'a> Handler<'a> {
             }
         };
         match self.models.publish(name, &model, mode).await? {
-            Outcome::Published(version) => self.published(version, &model),
+            Outcome::Published(version) => {
+                after_publication.run();
+                self.published(version, &model)
+            }
             // another statement published it in the meantime
             Outcome::Refused { .. } if create.if_not_exists => self.found(&create.model).await,
             Outcome::Refused { newest } => Err(mode.refusal(name, newest)),
@@ -243,6 +247,7 @@ impl<'a> Handler<'a> {
         model_type: String,
         mut options: Options,
         query: Box<Query>,
+        after_publication: &AfterPublication,
     ) -> Result<Arc<Model>> {
         let Some(trainer) = self.session.state().config().get_extension::<TrainerHandle>() else {
             return plan_err!(
@@ -252,7 +257,9 @@ impl<'a> Handler<'a> {
         };
         options.insert("model_type".to_owned(), OptionValue::Text(model_type))?;
         let rows = self.session.execute_logical_plan(self.plan(query).await?).await?;
-        let file = trainer.0.train(self.session, TrainingJob { name: model.name.clone(), options, rows }).await?;
+        let after_publication = after_publication.clone();
+        let job = TrainingJob { name: model.name.clone(), options, rows, after_publication };
+        let file = trainer.0.train(self.session, job).await?;
         let (name, limits) = (model.name.clone(), self.limits);
         offload(move || verified(&name, 0, file, &limits).map(Arc::new)).await
     }

@@ -13,7 +13,9 @@ use crate::suggest;
 pub enum OptionValue {
     /// `'text'`
     Text(String),
-    /// `1`, `-0.5`
+    /// `0`, `9007199254740993`: a whole number that an `f64` may not hold.
+    Whole(u64),
+    /// `-1`, `0.5`
     Number(f64),
     /// `TRUE`, `FALSE`
     Boolean(bool),
@@ -25,7 +27,7 @@ impl OptionValue {
     fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "a string",
-            Self::Number(_) => "a number",
+            Self::Whole(_) | Self::Number(_) => "a number",
             Self::Boolean(_) => "a boolean",
             Self::List(_) => "a list",
         }
@@ -91,6 +93,7 @@ impl Options {
         match self.take(key) {
             None => Ok(None),
             Some(OptionValue::Number(number)) => Ok(Some(number)),
+            Some(OptionValue::Whole(number)) => Ok(Some(number as f64)),
             Some(other) => plan_err!("option {key} must be a number, found {}", other.kind()),
         }
     }
@@ -167,6 +170,7 @@ const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 fn whole(key: &str, value: OptionValue) -> Result<u64> {
     match value {
+        OptionValue::Whole(number) => Ok(number),
         OptionValue::Number(number) => match crate::numbers::whole(number).filter(|_| number < MAX_EXACT) {
             Some(whole) => Ok(whole),
             None => plan_err!("option {key} must be a whole number from 0 up, found {number}"),

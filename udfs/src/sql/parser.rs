@@ -191,9 +191,10 @@ fn literal(key: &str, value: &Expr) -> Result<OptionValue> {
         Expr::Value(value) => match &value.value {
             Value::SingleQuotedString(text) | Value::DoubleQuotedString(text) => Ok(OptionValue::Text(text.clone())),
             Value::Boolean(value) => Ok(OptionValue::Boolean(*value)),
-            Value::Number(text, _) => match text.parse() {
-                Ok(number) => Ok(OptionValue::Number(number)),
-                Err(_) => plan_err!("option {key}: {text} is not a number"),
+            Value::Number(text, _) => match (text.parse(), text.parse()) {
+                (Ok(number), _) => Ok(OptionValue::Whole(number)),
+                (_, Ok(number)) => Ok(OptionValue::Number(number)),
+                _ => plan_err!("option {key}: {text} is not a number"),
             },
             other => {
                 plan_err!("option {key} must be a string, a number, TRUE, FALSE or a list of these, found {other}")
@@ -201,6 +202,7 @@ fn literal(key: &str, value: &Expr) -> Result<OptionValue> {
         },
         Expr::UnaryOp { op: UnaryOperator::Minus, expr } => match literal(key, expr)? {
             OptionValue::Number(number) => Ok(OptionValue::Number(-number)),
+            OptionValue::Whole(number) => Ok(OptionValue::Number(-(number as f64))),
             _ => plan_err!("option {key}: only a number can be negative"),
         },
         Expr::Array(array) => {

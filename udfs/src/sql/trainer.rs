@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::error::Result;
 use datafusion::prelude::{DataFrame, SessionContext};
+use parking_lot::Mutex;
 
 use super::Options;
 use crate::store::ModelName;
@@ -20,6 +21,35 @@ pub struct TrainingJob {
     pub options: Options,
     /// The rows to train on.
     pub rows: DataFrame,
+    /// What to do when the file is published, such as to show a summary.
+    pub after_publication: AfterPublication,
+}
+
+type Action = Box<dyn FnOnce() + Send>;
+
+/// An action for the time after the publication of a file. It does not run if the file is refused.
+#[derive(Clone, Default)]
+pub struct AfterPublication(Arc<Mutex<Option<Action>>>);
+
+impl AfterPublication {
+    /// Sets the action.
+    pub fn set(&self, action: impl FnOnce() + Send + 'static) {
+        *self.0.lock() = Some(Box::new(action));
+    }
+
+    /// Runs the action, if there is one.
+    pub(super) fn run(self) {
+        let action = self.0.lock().take();
+        if let Some(action) = action {
+            action();
+        }
+    }
+}
+
+impl fmt::Debug for AfterPublication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AfterPublication").finish_non_exhaustive()
+    }
 }
 
 /// Trains the model of `CREATE MODEL … AS SELECT`.
