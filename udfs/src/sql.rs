@@ -1,5 +1,6 @@
 //! The statements about models, in addition to those of DataFusion.
 
+mod dropped;
 mod factory;
 mod handler;
 mod options;

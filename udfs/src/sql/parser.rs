@@ -12,13 +12,13 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
-use super::{CreateModel, OptionValue, Options, Statement};
+use super::{CreateModel, OptionValue, Options, Statement, dropped};
 use crate::store::ModelRef;
 
 /// Parses statements that are separated by semicolons.
 ///
 /// # Errors
-/// The first syntax error.
+/// The first syntax error, or a planning error for a clause that the planner would ignore.
 pub fn parse(session: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
     let state = session.state();
     let options = state.config_options();
@@ -31,7 +31,15 @@ pub fn parse(session: &SessionContext, sql: &str) -> Result<Vec<Statement>> {
         .with_recursion_limit(options.sql_parser.recursion_limit.get())
         .build()?;
     let normalize = options.sql_parser.enable_ident_normalization;
-    ModelParser { parser, normalize }.statements()
+    let statements = ModelParser { parser, normalize }.statements()?;
+    for statement in &statements {
+        match statement {
+            Statement::DataFusion(statement) => dropped::check(statement, &state)?,
+            Statement::CreateModel(CreateModel { query: Some(query), .. }) => dropped::check_query(query, &state)?,
+            _ => {}
+        }
+    }
+    Ok(statements)
 }
 
 struct ModelParser<'a> {
