@@ -3,6 +3,7 @@
 mod faults;
 mod files;
 mod mapped;
+mod sample;
 mod stores;
 
 use std::num::NonZeroUsize;
@@ -100,6 +101,8 @@ impl Session {
             let pool = TrackConsumersPool::new(FairSpillPool::new(bytes), NAMED_CONSUMERS);
             runtime = runtime.with_memory_pool(Arc::new(pool));
         }
+        let mut rules = faults::physical_optimizer_rules();
+        rules.push(Arc::new(sample::KeepOrder));
         let state = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(runtime.build_arc()?)
@@ -108,7 +111,8 @@ impl Session {
             .with_trainer(Arc::clone(&options.watch))
             .with_pipelines()
             .with_analyzer_rule(Arc::new(faults::AvoidFaults::default()))
-            .with_physical_optimizer_rules(faults::physical_optimizer_rules())
+            .with_physical_optimizer_rules(rules)
+            .with_relation_planners(vec![Arc::new(sample::SamplePlanner)])
             .build();
         let tables = Arc::new(files::FileTables::default());
         let catalogs = DynamicFileCatalog::new(Arc::clone(state.catalog_list()), Arc::clone(&tables) as _);
