@@ -2,6 +2,7 @@
 
 mod faults;
 mod files;
+mod lake;
 mod mapped;
 mod sample;
 mod stores;
@@ -26,6 +27,9 @@ use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_
 
 /// Number of memory consumers that an out-of-memory error lists.
 const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4);
+
+/// Formats of `CREATE EXTERNAL TABLE … STORED AS` whose tables are files.
+const FILE_FORMATS: [&str; 6] = ["PARQUET", "CSV", "JSON", "NDJSON", "AVRO", "ARROW"];
 
 /// Options of a session.
 #[derive(Debug, Clone)]
@@ -116,7 +120,12 @@ impl Session {
             .build();
         let tables = Arc::new(files::FileTables::default());
         let catalogs = DynamicFileCatalog::new(Arc::clone(state.catalog_list()), Arc::clone(&tables) as _);
-        let state = SessionStateBuilder::new_from_existing(state).with_catalog_list(Arc::new(catalogs)).build();
+        let mut state = SessionStateBuilder::new_from_existing(state).with_catalog_list(Arc::new(catalogs)).build();
+        for format in FILE_FORMATS {
+            if let Some(factory) = state.table_factories_mut().get_mut(format) {
+                *factory = Arc::new(lake::CheckedTables(Arc::clone(factory)));
+            }
+        }
         let context = SessionContext::new_with_state(state);
         tables.connect(&context);
         Ok(Self { context, models })

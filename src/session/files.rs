@@ -21,6 +21,8 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use std::sync::OnceLock;
 
+use super::lake;
+
 /// Creates tables from paths and URLs, by their extension.
 #[derive(Default)]
 pub(super) struct FileTables {
@@ -59,6 +61,7 @@ impl UrlTableFactory for FileTables {
             true => ListingTableUrl::parse(format!("{name}/"))?,
             false => ListingTableUrl::parse(name)?,
         };
+        lake::check(&url, name, &state).await?;
         let config = ListingTableConfig::new(url.clone());
         let config = match format {
             Some((format, extension)) => {

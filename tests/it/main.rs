@@ -42,6 +42,7 @@ mod publishing;
 mod refused;
 mod slt;
 mod splits;
+mod tables;
 mod trainer;
 mod training;
 mod trials;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         harness::trials("training", training::TESTS),
         harness::trials("trials", trials::TESTS),
         harness::trials("splits", splits::TESTS),
+        harness::trials("tables", tables::TESTS),
         harness::trials("trainer", trainer::TESTS),
         harness::trials("embedding", embedding::TESTS),
         #[cfg(feature = "kafka")]
