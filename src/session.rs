@@ -6,6 +6,7 @@ mod lake;
 mod mapped;
 mod sample;
 mod stores;
+mod write;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -115,6 +116,7 @@ impl Session {
             .with_trainer(Arc::clone(&options.watch))
             .with_pipelines()
             .with_analyzer_rule(Arc::new(faults::AvoidFaults::default()))
+            .with_analyzer_rule(Arc::new(write::StageWrites))
             .with_physical_optimizer_rules(rules)
             .with_relation_planners(vec![Arc::new(sample::SamplePlanner)])
             .build();

@@ -12,13 +12,11 @@ use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
-use datafusion::datasource::listing::{
-    ListingOptions, ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl,
-};
+use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::prelude::SessionContext;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use std::sync::OnceLock;
 
 use super::lake;
@@ -68,7 +66,10 @@ impl UrlTableFactory for FileTables {
                 exists(&url, name, &state).await?;
                 config.with_listing_options(ListingOptions::new(format).with_file_extension(extension))
             }
-            None => config.infer_options(&state).await?,
+            None => {
+                let (format, extension) = format_in(&url, name, &state).await?;
+                config.with_listing_options(ListingOptions::new(format).with_file_extension(extension))
+            }
         };
         let config = config.infer_partitions_from_path(&state).await?.infer_schema(&state).await?;
         Ok(Some(Arc::new(ListingTable::try_new(config)?)))
@@ -111,6 +112,27 @@ fn format_of(name: &str, state: &SessionState) -> Result<Option<(Arc<dyn FileFor
         _ => return Ok(None),
     };
     Ok(Some((format, whole)))
+}
+
+/// Whether readers and writers of a table leave a file or a folder out, by its name.
+pub(super) fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || name.starts_with('_') && !name.contains('=')
+}
+
+/// The format of the first file in a folder.
+async fn format_in(url: &ListingTableUrl, name: &str, state: &SessionState) -> Result<(Arc<dyn FileFormat>, String)> {
+    let store = state.runtime_env().object_store(url)?;
+    let mut files = url.list_all_files(state, store.as_ref(), "").await?;
+    while let Some(file) = files.try_next().await? {
+        let mut below = file.location.prefix_match(url.prefix()).into_iter().flatten();
+        if below.any(|part| is_hidden(part.as_ref())) {
+            continue;
+        }
+        if let Some(format) = format_of(file.location.as_ref(), state)? {
+            return Ok(format);
+        }
+    }
+    exec_err!("the folder '{name}' has no file with a supported extension; {KNOWN}")
 }
 
 /// Checks that a file exists: DataFusion would read a missing file as an empty table.

@@ -89,6 +89,17 @@ pub(super) async fn check(url: &ListingTableUrl, name: &str, session: &dyn Sessi
     Ok(())
 }
 
+/// Checks that a folder is no table in another format, by one of its files.
+///
+/// # Errors
+/// A planning error if it is one.
+pub(super) fn check_write(file: &Path, folder: &Path, name: &str) -> Result<()> {
+    match Lake::of(file) {
+        Some((lake, table)) if folder.prefix_matches(&table) => refuse(lake, name),
+        _ => Ok(()),
+    }
+}
+
 fn refuse(lake: Lake, name: &str) -> Result<()> {
     plan_err!(
         "'{name}' is a table of {}, which is not supported yet: its files also hold deleted and replaced rows, and \
