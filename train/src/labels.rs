@@ -61,7 +61,7 @@ impl Labels {
                 texts.uncounted
             );
         }
-        if n < 2 || n > MOST_CLASSES {
+        if !(2..=MOST_CLASSES).contains(&n) {
             return exec_err!("column \"{label}\" must have from 2 to {MOST_CLASSES} distinct labels; found {n}");
         }
         let names = StringArray::from_iter_values(texts.names.iter());

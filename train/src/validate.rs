@@ -89,7 +89,7 @@ fn compare_units(design: &Design, found: &[ArrayRef], scaled: &[f32]) -> Result<
                 }
                 _ => 0.0,
             };
-            if !(difference <= PARITY_OF_ONE * size + 4.0 * rounding) {
+            if difference.is_nan() || difference > PARITY_OF_ONE * size + 4.0 * rounding {
                 return internal_err!(
                     "the ONNX file and the trained network disagree on the reconstruction of column \"{}\"; no model was \
                      published: found {found}, which is {difference:.1e} deviations off",
