@@ -60,6 +60,12 @@ def turned_reconstruction():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="by hand")
     onnx.checker.check_model(model)
     onnx.save(model, HERE / "turned_reconstruction.onnx")
+    # the only output, with a name that says nothing
+    nodes[4].output[0] = "conv2d_1"
+    graph = helper.make_graph(nodes[:5], "turned", [value("x", ["N", 3, 2, 2])], [value("conv2d_1", ["N", 2, 2, 3])], weights[:4])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="by hand")
+    onnx.checker.check_model(model)
+    onnx.save(model, HERE / "turned_unnamed.onnx")
 
 
 def mixed():

@@ -45,6 +45,8 @@ pub(super) struct Roles {
 
 /// Most tensors that an error lists.
 const LISTED: usize = 5;
+/// Why a role has no tensor, if nothing else is known.
+const UNNAMED: &str = "no output has a common name for it";
 /// Most outputs whose paths are searched for a bottleneck.
 const SEARCHED: usize = 8;
 
@@ -87,8 +89,12 @@ pub(super) fn find(model: &ModelProto, metadata: &Metadata, probed: &Probed, fea
         },
     };
     if code.tensor().is_none() && reconstruction.tensor().or(scaled_reconstruction.tensor()).is_none() {
+        let unfit = match &reconstruction {
+            Found::None { why } if !why.starts_with(UNNAMED) => format!(": {why}"),
+            _ => String::new(),
+        };
         return plan_err!(
-            "found no code and no reconstruction of the {} features; name them with the options code and \
+            "found no code and no reconstruction of the {} features{unfit}; name them with the options code and \
              reconstruction; the outputs are {}{}{}",
             features.len(),
             search.outputs_text(),
@@ -120,7 +126,7 @@ impl Search<'_> {
     /// The output that has a role by a common name.
     fn by_name(&self, role: Role, fits: &dyn Fn(&TensorSpec) -> bool) -> Result<Found> {
         let common = common_names(role);
-        let mut why = format!("no output has a common name for it; set the option {role} = 'tensor'");
+        let mut why = format!("{UNNAMED}; set the option {role} = 'tensor'");
         let mut candidates = Vec::new();
         for tensor in self.outputs().filter(|tensor| common.contains(&plain(&tensor.name).as_str()) && fits(tensor)) {
             if let Some(kind) = self.not_computed(role, &tensor.name) {
