@@ -99,7 +99,8 @@ impl RandomModel {
     }
 }
 
-fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
+/// An operator with one output.
+pub(crate) fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: Some(operator.to_owned()),
         input: inputs.iter().map(|name| (*name).to_owned()).collect(),

@@ -14,6 +14,8 @@ use aefusion_udfs::store::ModelStore;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::random_model::node;
+
 crate::harness::tests! {
     fn a_crash_of_onnx_runtime_is_an_error,
     fn a_crash_over_extreme_numbers_is_an_error,
@@ -39,15 +41,6 @@ fn with(nodes: Vec<NodeProto>, weights: Vec<TensorProto>) -> Vec<u8> {
     graph.node.splice(0..0, nodes.into_iter().chain([add]));
     graph.initializer.extend(weights);
     model.encode_to_vec()
-}
-
-fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
-    NodeProto {
-        op_type: Some(operator.to_owned()),
-        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..Default::default()
-    }
 }
 
 fn cast(from: &str, to: &str, element: i32) -> NodeProto {
